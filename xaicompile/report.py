@@ -1,0 +1,109 @@
+"""Pictures of an explanation: a signed red-blue map beside the image."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xaicompile.errors import ModelError, OutputError, RuntimeMissingError
+
+QUANTILE = 0.995  # |R| that is drawn at full colour: a single outlier must not wash out the rest
+
+
+def read_classes(path: str | os.PathLike[str] | None, metadata: Mapping[str, str]) -> list[str] | None:
+    """Class names from a text file (one a line) or from a model's metadata (`classes`, a JSON list)."""
+    if path is not None:
+        try:
+            return Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"can't read the class names in '{os.fspath(path)}': {error}") from error
+    try:
+        names = json.loads(metadata.get("classes", "null"))
+    except ValueError:
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def flatten(relevance: np.ndarray, channels: int | None) -> np.ndarray:
+    """Relevance of one sample, summed over its channels, as a map or as one value for each feature."""
+    if channels is not None and relevance.ndim > 1:
+        relevance = relevance.sum(axis=channels)
+    while relevance.ndim > 2:
+        relevance = relevance.sum(axis=0)
+    return np.asarray(relevance, np.float64)
+
+
+def symmetric_range(relevance: np.ndarray) -> float:
+    """The `v` of the colour range -v..v: the 99.5 % quantile of |R|, or the largest |R| where that is 0."""
+    size = np.abs(relevance[np.isfinite(relevance)])
+    if not size.size:
+        return 1.0
+    return float(np.quantile(size, QUANTILE)) or float(size.max()) or 1.0
+
+
+def draw(path: str | os.PathLike[str], relevance: np.ndarray, *, title: str, image: np.ndarray | None = None) -> None:
+    """Write a picture of one explanation.
+
+    Args:
+        path: Where to write; the ending says the format (png, pdf, svg, jpg).
+        relevance: One sample's relevance as a map `[H, W]`, or as a row of values.
+        title: Line above the picture.
+        image: The pixels that were explained, `[H, W]` or `[H, W, channels]`, drawn on the left.
+
+    Raises:
+        RuntimeMissingError: matplotlib isn't installed.
+        OutputError: The picture can't be written there.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeMissingError('drawing needs matplotlib; run `pip install "xaicompile[report]"`') from error
+    relevance = np.atleast_1d(np.squeeze(relevance)) if relevance.ndim != 2 else relevance
+    panels = 2 if image is not None and relevance.ndim == 2 else 1
+    figure = Figure(figsize=(4.2 * panels + 0.8, 4.4), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    figure.suptitle(title)
+    if panels == 2:
+        assert image is not None
+        axes[0].imshow(image, cmap="gray" if image.ndim == 2 else None)
+        axes[0].axis("off")
+    if relevance.ndim == 2:
+        _map(figure, axes[-1], relevance)
+    else:
+        _bars(axes[-1], relevance)
+    _write(figure, path)
+
+
+def _map(figure: Any, axis: Any, relevance: np.ndarray) -> None:
+    limit = symmetric_range(relevance)
+    square = max(relevance.shape) <= 8 * min(relevance.shape)
+    shown = axis.imshow(
+        relevance, cmap="bwr", vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal" if square else "auto"
+    )
+    axis.axis("off")
+    bar = figure.colorbar(shown, ax=axis, shrink=0.8, extend="both")
+    bar.set_label("relevance (red: for, blue: against)")
+
+
+def _bars(axis: Any, relevance: np.ndarray) -> None:
+    values = relevance.ravel()
+    axis.bar(np.arange(values.size), values, width=1.0, color=np.where(values >= 0, "tab:red", "tab:blue"))
+    axis.axhline(0, color="black", linewidth=0.5)
+    axis.set_xlabel("feature")
+    axis.set_ylabel("relevance (red: for, blue: against)")
+
+
+def _write(figure: Any, path: str | os.PathLike[str]) -> None:
+    target = Path(path)
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        figure.savefig(part, dpi=150)
+        part.replace(target)
+    except (OSError, ValueError) as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"can't write the picture '{target}': {error}") from error
