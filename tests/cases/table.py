@@ -1,0 +1,14 @@
+"""The whole table."""
+
+from __future__ import annotations
+
+from tests.cases import Case, elementwise, index, linear, pool, reduce, shape
+
+CASES: list[Case] = [
+    *elementwise.CASES,
+    *linear.CASES,
+    *pool.CASES,
+    *reduce.CASES,
+    *shape.CASES,
+    *index.CASES,
+]
