@@ -1,0 +1,5 @@
+"""`python -m xaicompile`."""
+
+from xaicompile.cli import main
+
+main()

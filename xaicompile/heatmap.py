@@ -1,0 +1,170 @@
+"""Runs a compiled model on one photo or array, and writes its relevance as a picture or as numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xaicompile import images, report
+from xaicompile.errors import ModelError, OutputError, RuleError
+from xaicompile.runtime import Port, Session, adapt
+
+
+def explain_file(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    classes: str | os.PathLike[str] | None = None,
+    preprocess: images.Preprocess | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Explain one photo or array with a compiled model.
+
+    Args:
+        model: The compiled model.
+        source: A photo, or a `.npy` or `.npz` file (of which the first sample is drawn).
+        output: A picture (the ending says which format), or `.npy` or `.npz` for the numbers of all samples.
+        target: A class index, or a class name; None takes the model's default.
+        classes: Text file with the class names; None takes those in the model's metadata.
+        preprocess: How to read a photo; None takes what the model's metadata remembers.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        What was explained: `target`, `class`, `score`, `softmax` (None where it makes no sense), `relevance_sum`,
+        `title` and `output`.
+    """
+    session = Session(model, device=device)
+    relevance = json.loads(session.metadata.get("xaicompile.relevance") or "{}")
+    if not relevance:
+        raise ModelError(f"{os.fspath(model)} was not compiled by xaicompile: it has no relevance output")
+    names = report.read_classes(classes, session.metadata)
+    feed, pixels = _read(session, source, preprocess)
+    chosen = None if target is None else class_index(target, names)
+    name = session.metadata.get("xaicompile.target", "target")
+    if chosen is not None and name in {port.name for port in session.overridable}:
+        feed[name] = np.array([chosen], np.int64)
+    result = session.run(feed)
+    found = {key: np.asarray(result[value]) for key, value in relevance.items()}
+    facts = score(session, result, set(relevance.values()), chosen, names)
+    explained, values = next(iter(found.items()))
+    port = next(port for port in session.inputs if port.name == explained)
+    sample, image = values[0], pixels
+    if image is None and len(port.shape) == 4 and port.shape[1] in (1, 3, 4):
+        image = _as_image(feed[explained][0], 0)
+    if Path(output).suffix.lower() in images.ARRAYS:
+        _save(output, found)
+    else:
+        report.draw(output, report.flatten(sample, _channels(port)), title=facts["title"], image=image)
+    return {"output": os.fspath(output), "relevance_sum": float(sample.sum(dtype=np.float64)), **facts}
+
+
+def _read(
+    session: Session, source: str | os.PathLike[str], preprocess: images.Preprocess | None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The model's inputs, and the pixels if they were a photo."""
+    if not images.is_array(source):
+        if len(session.inputs) != 1:
+            raise ModelError("the model has several inputs; give them by name in a .npz file")
+        port = session.inputs[0]
+        photo = images.read_photo(source, port.shape, port.dtype, preprocess or images.remembered(session.metadata))
+        return {port.name: photo.values}, photo.pixels
+    arrays = images.read_arrays(source)
+    if isinstance(arrays, np.ndarray):
+        port = session.inputs[0]
+        arrays = arrays[None] if arrays.ndim == len(port.shape) - 1 else arrays
+    return adapt(session, arrays), None
+
+
+def class_index(target: str, names: Sequence[str] | None) -> int:
+    """A target given as an index or as a class name."""
+    try:
+        return int(target)
+    except ValueError:
+        pass
+    if names is None:
+        raise RuleError(f"--target {target}: the model has no class names; give an index, or the names with --classes")
+    places = [i for i, name in enumerate(names) if name.lower() == target.lower()]
+    if not places:
+        import difflib
+
+        near = difflib.get_close_matches(target, names, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise RuleError(f"--target {target}: no such class{hint}")
+    return places[0]
+
+
+def score(
+    session: Session, result: dict[str, Any], ours: set[str], chosen: int | None, names: Sequence[str] | None
+) -> dict[str, Any]:
+    """Which class is explained, and how the model scores it."""
+    explained = session.metadata.get("xaicompile.explain_output", "")
+    floats = [
+        port.name
+        for port in session.outputs
+        if port.name not in ours and port.dtype is not None and np.issubdtype(port.dtype, np.floating)
+    ]
+    name = explained if explained in floats else (floats[0] if floats else "")
+    if not name:
+        return {"target": chosen, "class": None, "score": None, "softmax": None, "title": f"target {chosen}"}
+    values = np.asarray(result[name], np.float64)
+    values = (values[0] if values.ndim > 1 else values).reshape(-1)
+    index = int(values.argmax()) if chosen is None else chosen
+    if not 0 <= index < values.size:
+        raise RuleError(f"--target {index}: '{name}' has {values.size} values, so the target is 0 to {values.size - 1}")
+    called = names[index] if names is not None and len(names) == values.size else None
+    title = f"{called or name} ({index}), score {values[index]:.3g}"
+    probability = None
+    if values.size > 1 and not (values.min() >= 0 and abs(values.sum() - 1) < 1e-3):
+        powers = np.exp(values - values.max())
+        probability = float(powers[index] / powers.sum())
+        title += f", softmax {probability:.2f}"
+    return {
+        "target": index,
+        "class": called,
+        "score": float(values[index]),
+        "softmax": probability,
+        "title": title,
+    }
+
+
+def _channels(port: Port) -> int | None:
+    """Axis of the channels in one sample, None if there is none."""
+    rank = len(port.shape)
+    if rank == 4:
+        try:
+            return 0 if images.layout(port.shape) == "NCHW" else 2
+        except ModelError:
+            return 0
+    return 0 if rank > 4 else None
+
+
+def _as_image(values: np.ndarray, channels: int) -> np.ndarray:
+    """An input as grey or coloured pixels, its own range stretched to 0..1."""
+    picture = np.moveaxis(np.asarray(values, np.float64), channels, -1)
+    span = float(np.ptp(picture)) or 1.0
+    picture = (picture - picture.min()) / span
+    return picture[..., 0] if picture.shape[-1] == 1 else picture[..., :3]
+
+
+def _save(path: str | os.PathLike[str], found: dict[str, np.ndarray]) -> None:
+    """All samples' relevance, as numbers."""
+    target = Path(path)
+    if target.suffix.lower() == ".npy" and len(found) > 1:
+        raise OutputError(f"{target}: there is relevance for {len(found)} inputs; write a .npz file")
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        if target.suffix.lower() == ".npy":
+            np.save(part, next(iter(found.values())))
+        else:
+            np.savez_compressed(part, **dict(found))  # type: ignore[arg-type]
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"can't write {target}: {error.strerror or error}") from error
