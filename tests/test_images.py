@@ -71,7 +71,14 @@ def test_options() -> None:
 
 @pytest.mark.parametrize(
     ("mean", "std", "size"),
-    [("a", None, None), ("1,2", "1,2,3", None), (None, "0", None), (None, None, "x"), (None, None, "0"), ("nan", None, None)],
+    [
+        ("a", None, None),
+        ("1,2", "1,2,3", None),
+        (None, "0", None),
+        (None, None, "x"),
+        (None, None, "0"),
+        ("nan", None, None),
+    ],
 )
 def test_bad_options(mean: str | None, std: str | None, size: str | None) -> None:
     with pytest.raises(RuleError):
@@ -133,6 +140,6 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(OutputError, match="nowhere"):
         report.draw(tmp_path / "nowhere" / "map.png", np.ones((4, 4)), title="t")
-    with pytest.raises(OutputError, match="map.xyz"):
+    with pytest.raises(OutputError, match=r"map\.xyz"):
         report.draw(tmp_path / "map.xyz", np.ones((4, 4)), title="t")
     assert list(tmp_path.iterdir()) == []

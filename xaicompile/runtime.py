@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,11 @@ class Port:
 
 def available() -> bool:
     """Say whether ONNX Runtime is installed."""
-    return importlib.util.find_spec("onnxruntime") is not None
+    try:
+        _library()
+    except RuntimeMissingError:
+        return False
+    return True
 
 
 def _library() -> Any:
