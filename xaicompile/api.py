@@ -1,0 +1,96 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from xaicompile.compiler import Reduce, compile_model
+from xaicompile.ir.model import ModelLike
+
+
+def compile(
+    model: ModelLike,
+    rule: str | os.PathLike[str] = "lrp-gamma",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    target: int | Sequence[int] | None = None,
+    explain_output: str | None = None,
+    explain_input: str | Sequence[str] | None = None,
+    explain_reduce: Reduce | None = None,
+    layers: Sequence[str] = (),
+    ledger: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """Turns a model into one that gives the same prediction plus the relevance of every input value.
+
+    Args:
+        model: Path, bytes or ModelProto of a model of any opset. External data is not read.
+        rule: Name of a shipped rule set, or path of a TOML file.
+        parameters: Overrides of the rule set's parameters, such as {"gamma": 0.1}.
+        target: Default of the emitted `target` input: the flat index into one sample's output, one for all samples
+            or one each. None: the largest output of each sample.
+        explain_output: Name of the tensor to explain, as it is. None: the first floating-point output, in front of
+            a trailing Softmax, LogSoftmax, Sigmoid, ZipMap or ArgMax.
+        explain_input: Name or names of the inputs to explain. None: every floating-point input.
+        explain_reduce: Explain the sum, mean or maximum of a sample's outputs instead of one element.
+        layers: Names of intermediate tensors whose relevance is given out as `relevance_<name>`.
+        ledger: Adds outputs `explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes]: what biases, stabilisers
+            and non-homogeneous ops absorbed, so that sum(relevance) + ledger == explained.
+        preprocess: How images are prepared (mean, std, size), kept in the metadata for `xaicompile explain`.
+
+    Returns:
+        The emitted model: the source's inputs plus `target` (int64, optional), the source's outputs first and
+        unchanged, then `relevance` (or `relevance_<input>` for several inputs) of the input's shape and dtype.
+
+    Raises:
+        ModelError: The model can't be read or is not valid.
+        RuleError: Unknown rule, parameter or tensor name.
+        UnsupportedError: Some nodes have no rule; all are listed.
+    """
+    return compile_model(
+        model,
+        rule,
+        parameters=parameters,
+        target=target,
+        explain_output=explain_output,
+        explain_input=explain_input,
+        explain_reduce=explain_reduce,
+        layers=layers,
+        ledger=ledger,
+        preprocess=preprocess,
+    ).model
+
+
+def explain(
+    model: ModelLike,
+    inputs: np.ndarray | Mapping[str, np.ndarray],
+    rule: str | os.PathLike[str] = "lrp-gamma",
+    *,
+    target: int | Sequence[int] | None = None,
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """Compiles a model and runs it once in ONNX Runtime.
+
+    Args:
+        model: As for `compile`.
+        inputs: The model's inputs by name, or an array for its only input; the batch is axis 0.
+        rule: As for `compile`.
+        target: The element to explain, one for all samples or one each; None: the largest output.
+        options: Further arguments of `compile`.
+
+    Returns:
+        Every output of the emitted model by name.
+
+    Raises:
+        RuntimeMissingError: ONNX Runtime is not installed.
+        ModelError, RuleError, UnsupportedError: As for `compile`.
+    """
+    from xaicompile import runtime
+
+    compiled = compile_model(model, rule, target=target, **options)
+    return runtime.run(compiled.model, inputs, base_dir=compiled.base_dir)

@@ -1,0 +1,157 @@
+"""The only reverse loop. Gradient, guided backprop and every LRP rule are this loop with another rule per node.
+
+What flows is the cotangent c; relevance is a*c, taken at the end (spec 1.1). The loop, not the rules, sums at
+fan-out, reduces broadcast axes, skips nodes off the path and never asks for a message that nobody needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xaicompile import registry
+from xaicompile.facts import Facts
+from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.registry import Context, Message, Messages, Relevance, Rule
+
+AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization", "Neg", "Sum"}
+
+
+@dataclass(frozen=True)
+class Picked:
+    """The rule for one view, with its parameters."""
+
+    rule: Rule
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What has arrived at a tensor: a cotangent, relevance, or both."""
+
+    c: Tensor | None = None
+    r: Tensor | None = None
+
+    def relevance(self, b: Builder, x: Tensor) -> Tensor:
+        """x*c + R, of x's shape; zeros where nothing arrived."""
+        terms = [t for t in ((x * self.c) if self.c is not None else None, self.r) if t is not None]
+        return b.add_all(terms) if terms else b.zeros_like(x)
+
+    def cotangent(self, b: Builder, x: Tensor) -> Tensor:
+        """c, with relevance turned into a cotangent; zeros where nothing arrived."""
+        terms = [t for t in (self.c, None if self.r is None else as_cotangent(b, x, self.r)) if t is not None]
+        return b.add_all(terms) if terms else b.zeros_like(x)
+
+
+Tap = Callable[[Tensor, Flow], Flow]
+Ledger = dict[str, list[Tensor]]
+
+
+def backward(
+    p: Program,
+    facts: Facts,
+    seeds: Mapping[str, Tensor],
+    wrt: Sequence[str],
+    pick: Callable[[View], Picked],
+    taps: Mapping[str, Tap] | None = None,
+    ledger: Ledger | None = None,
+) -> dict[str, Flow]:
+    """Runs the reverse loop.
+
+    Args:
+        p: The program; nodes are emitted through its builder.
+        facts: Its facts; a message goes only where `facts.path` says that it can reach an explained input.
+        seeds: Cotangent by tensor name, of the tensor's shape.
+        wrt: Names of the tensors whose flow is returned; those inside the graph pass it on as well.
+        pick: The rule for a view.
+        taps: Called with a tensor and what has arrived there, once complete; returns what goes on.
+        ledger: Filled with what each view absorbs, by view name.
+
+    Returns:
+        What arrived, by the names in `wrt`.
+    """
+    b = p.builder
+    arrived: dict[str, list[Message]] = {name: [seed] for name, seed in seeds.items()}
+    found: dict[str, Flow] = {}
+
+    def collect(t: Tensor) -> Flow:
+        flow = summed(b, arrived.pop(t.name, []))
+        if taps and t.name in taps:
+            flow = taps[t.name](t, flow)
+        if t.name in wrt:
+            found[t.name] = flow
+        return flow
+
+    for view in reversed(p.views):
+        with b.scope(view.name):
+            flows = [collect(y) if y is not None else Flow() for y in view.y]
+            need = [facts.on_path(x) and i not in registry.stops(view) for i, x in enumerate(view.x)]
+            if not any(need) or all(f.c is None and f.r is None for f in flows):
+                continue
+            picked = pick(view)
+            kept: list[Tensor] | None = None if ledger is None else ledger.setdefault(view.name, [])
+            for messages in through(b, view, flows, need, facts, picked, kept):
+                for i, (x, m) in enumerate(zip(view.x, messages, strict=False)):
+                    if x is not None and m is not None and need[i]:
+                        arrived.setdefault(x.name, []).append(fitted(b, x, m))
+    for name in wrt:
+        if name not in found:
+            with b.scope(name):
+                collect(p.tensors[name])
+    return found
+
+
+def through(
+    b: Builder,
+    view: View,
+    flows: Sequence[Flow],
+    need: Sequence[bool],
+    facts: Facts,
+    picked: Picked,
+    kept: list[Tensor] | None,
+) -> list[Messages]:
+    """The messages of one view: relevance travels as such where it can, all else goes through the picked rule."""
+    result: list[Messages] = []
+    g = [f.c for f in flows]
+    if any(f.r is not None for f in flows):
+        if carries_relevance(view, need):
+            moved = carried(Context(b, view, [f.r for f in flows], need, facts))
+            result.append([None if m is None else Relevance(m) for m in moved])
+        else:
+            g = [f.c if f.r is None else f.cotangent(b, view.out(i)) for i, f in enumerate(flows)]
+    if any(c is not None for c in g):
+        result.append(picked.rule(Context(b, view, g, need, facts, picked.parameters, kept)))
+    return result
+
+
+def carries_relevance(view: View, need: Sequence[bool]) -> bool:
+    """True for layout ops, casts and elementwise affine ops with one data input: R passes them as R."""
+    if registry.info(view).layout:
+        return True
+    return view.domain == "" and view.op in AFFINE and sum(need) == 1
+
+
+def carried(ctx: Context) -> list[Tensor | None]:
+    """R moved through a layout op by its transpose, or kept as it is by an affine op."""
+    if registry.info(ctx.node).layout:
+        return [m if isinstance(m, Tensor) else None for m in ctx.vjp()]
+    return [ctx.c if n else None for n in ctx.need]
+
+
+def summed(b: Builder, messages: Sequence[Message]) -> Flow:
+    """All that arrived at a tensor, one Sum each for cotangents and relevance."""
+    c = [m for m in messages if isinstance(m, Tensor)]
+    r = [m.r for m in messages if isinstance(m, Relevance)]
+    return Flow(b.add_all(c) if c else None, b.add_all(r) if r else None)
+
+
+def fitted(b: Builder, x: Tensor, m: Tensor | Relevance) -> Message:
+    """The message with x's own shape: broadcast axes are summed here and nowhere else."""
+    return Relevance(b.unbroadcast(m.r, x)) if isinstance(m, Relevance) else b.unbroadcast(m, x)
+
+
+def as_cotangent(b: Builder, x: Tensor, r: Tensor) -> Tensor:
+    """R/x, 0 where x is 0 (spec 1.9)."""
+    is_zero = b.Equal(x, 0.0)
+    return b.where(is_zero, 0.0, r / b.where(is_zero, 1.0, x, like=x), like=x)

@@ -1,0 +1,249 @@
+"""compile(): the whole pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from xaicompile import composite as composites
+from xaicompile import ir, registry, relevance, vjp
+from xaicompile._version import __version__
+from xaicompile.backward import Flow, Ledger, backward
+from xaicompile.errors import UnsupportedError
+from xaicompile.explained import Explained, choose_inputs, choose_output, seed_of, total_per_sample
+from xaicompile.facts import Facts
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir.model import ModelLike
+from xaicompile.passes import canonical
+
+__all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
+
+Reduce = Literal["sum", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which rule a node got, and why."""
+
+    node: str
+    op: str
+    rule: str
+    reason: str
+    facts: str
+
+
+@dataclass
+class Compiled:
+    """An emitted model and what was done to make it.
+
+    Attributes:
+        model: Prediction and relevance in one standalone ONNX model.
+        assignments: One per explained node, in graph order.
+        cut: Trailing nodes left out of the explanation (never out of the prediction).
+        notes: What else the user should know.
+        relevance: Name of the relevance output by explained input.
+        target: Name of the input that chooses the explained element, "" if there is none.
+        base_dir: Folder of the source's external data, None if it has none.
+    """
+
+    model: onnx.ModelProto
+    assignments: list[Assignment] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    relevance: dict[str, str] = field(default_factory=dict)
+    target: str = ""
+    base_dir: Path | None = None
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> list[Path]:
+        """Writes the model (external data beside it) and returns the files written.
+
+        Raises:
+            OutputError: The file exists and `force` is not given, or the place can't be written.
+        """
+        return ir.save(self.model, Path(path), self.base_dir, force)
+
+
+def compile_model(
+    model: ModelLike,
+    rule: str | os.PathLike[str] = "lrp-gamma",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    target: int | Sequence[int] | None = None,
+    explain_output: str | None = None,
+    explain_input: str | Sequence[str] | None = None,
+    explain_reduce: Reduce | None = None,
+    layers: Sequence[str] = (),
+    ledger: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """Compiles a model and reports what was done; `xaicompile.compile` says what the arguments are."""
+    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, parameters)
+    p = ir.load(model)
+    b = p.builder
+    b.method = rules.name
+    end = choose_output(p, explain_output)
+    inputs = choose_inputs(p, explain_input)
+    canonical.run(p, keep={end.tensor.name, *(t.name for t in p.outputs), *layers})
+    facts = Facts(p, [t.name for t in inputs], box_of(rules.parameters))
+    taps = [tapped(p, facts, name) for name in layers]
+    views = on_the_way(p, facts, end.tensor)
+    refuse_unsupported(views)
+    choices = composites.assign(rules, views, facts)
+
+    seed = seed_of(p, end, inputs[0], target, explain_reduce)
+    kept: Ledger | None = {} if ledger else None
+    found = backward(
+        p,
+        facts,
+        {end.tensor.name: seed.cotangent},
+        [t.name for t in (*inputs, *taps)],
+        lambda view: choices[view].picked,
+        ledger=kept,
+    )
+    outputs, names = [], {}
+    for t in (*inputs, *taps):
+        plain = len(inputs) == 1 and t is inputs[0]
+        result = named(b, result_of(p, rules.output, t, found[t.name]), "relevance" if plain else f"relevance_{t.name}")
+        names[t.name] = result.name
+        outputs.append(result)
+    ledger_nodes: list[str] = []
+    if kept is not None:
+        extra, ledger_nodes = ledger_outputs(p, seed, kept)
+        outputs += extra
+    report = Compiled(
+        onnx.ModelProto(),
+        [described(choices[v], facts) for v in views],
+        end.cut,
+        p.notes + end.notes + seed.notes,
+        {t.name: names[t.name] for t in inputs},
+        seed.target,
+        p.source.path.parent if p.source.path and p.source.external else None,
+    )
+    facts_of_origin = {
+        "version": __version__,
+        "rule": rules.name,
+        "rule_text": rules.text,
+        "rule_sha256": rules.sha256,
+        "parameters": json.dumps({k: v for k, v in rules.accepted.items() if v is not None}, default=np.ndarray.tolist),
+        "source_sha256": p.source.sha256,
+        "explain_output": end.tensor.name,
+        "relevance": json.dumps(report.relevance),
+        "target": seed.target,
+    }
+    if ledger:
+        facts_of_origin["ledger_nodes"] = json.dumps(ledger_nodes)
+    if preprocess is not None:
+        facts_of_origin["preprocess"] = json.dumps(dict(preprocess))
+    overridable = {seed.target: seed.default} if seed.target else {}
+    metadata = {f"xaicompile.{k}": v for k, v in facts_of_origin.items()}
+    report.model = ir.emit(p, outputs, overridable, metadata)
+    return report
+
+
+def box_of(parameters: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval that low and high, if given, prove for the explained inputs."""
+    low, high = parameters.get("low"), parameters.get("high")
+    if low is None or high is None:
+        return -np.inf, np.inf
+    return float(np.min(low)), float(np.max(high))
+
+
+def on_the_way(p: Program, facts: Facts, end: Tensor) -> list[View]:
+    """Views through which a message from the explained tensor can reach an explained input, in graph order."""
+    reached, found = {end.name}, []
+    for view in reversed(p.views):
+        if any(y is not None and y.name in reached and facts.on_path(y) for y in view.y):
+            found.append(view)
+            stopped = registry.stops(view)
+            reached.update(x.name for i, x in enumerate(view.x) if x is not None and i not in stopped)
+            reached.update(t.name for t in view.captures)
+    return found[::-1]
+
+
+def refuse_unsupported(views: Sequence[View]) -> None:
+    """Reports every node without a rule, together, before anything is written.
+
+    Raises:
+        UnsupportedError: At least one node has no gradient.
+    """
+    lacking = unsupported(views)
+    if lacking:
+        shown = "; ".join(lacking[:20]) + (f"; and {len(lacking) - 20} more" if len(lacking) > 20 else "")
+        raise UnsupportedError(
+            f"no rule for {len(lacking)} node{'s' if len(lacking) > 1 else ''}: {shown}. "
+            "Explain an earlier tensor with --explain-output, or replace these nodes"
+        )
+
+
+def unsupported(views: Sequence[View]) -> list[str]:
+    """The nodes without a rule, each with op, domain, opset and shapes."""
+    found = []
+    for view in views:
+        if registry.info(view).vjp is None:
+            op = f"{view.domain}.{view.op}" if view.domain else view.op
+            shapes = ", ".join("-" if x is None else repr(x).split(": ", 1)[1] for x in view.x)
+            found.append(f"{op} '{view.name}' (opset {view.since}, inputs {shapes})")
+    return found
+
+
+def tapped(p: Program, facts: Facts, name: str) -> Tensor:
+    """An intermediate tensor whose relevance is wanted."""
+    if name not in p.tensors:
+        raise registry.nearest(name, p.tensors, "layer (tensor name)")
+    if not facts.on_path(p.tensors[name]):
+        raise UnsupportedError(f"tensor '{name}' is not between an explained input and the explained output")
+    return p.tensors[name]
+
+
+def result_of(p: Program, kind: str, t: Tensor, flow: Flow) -> Tensor:
+    """What is given out for a tensor: its relevance, or its cotangent."""
+    with p.builder.scope(t.name):
+        result = flow.cotangent(p.builder, t) if kind == "cotangent" else flow.relevance(p.builder, t)
+        result.shape = ir.build.merged(t.shape, result.shape)
+        return result
+
+
+def named(b: ir.Builder, t: Tensor, name: str) -> Tensor:
+    """The tensor as an output of a certain name (with a number behind it if the model has that name already)."""
+    out = b.op("Identity", t) if t.name not in b.made or t.name in b.outputs else t
+    b.rename(out, b.unique(name))
+    return out
+
+
+def ledger_outputs(p: Program, seed: Explained, kept: Ledger) -> tuple[list[Tensor], list[str]]:
+    """`explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes], and the nodes' names."""
+    b = p.builder
+    columns, names = [], []
+    for node, amounts in reversed(kept.items()):
+        if amounts:
+            with b.scope(node):
+                total = b.add_all([total_per_sample(b, a, seed) for a in amounts])
+                columns.append(b.Unsqueeze(total, [1]))
+                names.append(node)
+    if not columns:
+        columns, names = [b.Unsqueeze(seed.value * 0.0, [1])], ["none"]
+    by_node = b.Concat(*columns, axis=1) if len(columns) > 1 else columns[0]
+    everything = b.sum_axes(by_node, [1])
+    outputs = [("explained", seed.value), ("ledger", everything), ("ledger_by_node", by_node)]
+    return [named(b, t, name) for name, t in outputs], names
+
+
+def described(choice: composites.Choice, facts: Facts) -> Assignment:
+    """A choice in words."""
+    view, said = choice.view, []
+    if view.x and view.x[0] is not None:
+        low, high = facts.bounds(view.x[0])
+        if (low, high) != (-np.inf, np.inf):
+            said.append(f"input in [{low:g}, {high:g}]")
+    if view.y and view.y[0] is not None and view.y[0].name in facts.activation:
+        said.append("feeds only a ReLU")
+    if len(view.nodes) > 1:
+        said.append(f"reads {' + '.join(view.nodes)}")
+    return Assignment(view.name, view.op, choice.rule, choice.reason, "; ".join(said))

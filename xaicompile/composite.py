@@ -1,0 +1,272 @@
+"""Named rule sets ("composites"): TOML in, one (node, rule, reason) list out."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xaicompile import registry
+from xaicompile.backward import Picked
+from xaicompile.errors import RuleError
+from xaicompile.facts import Facts
+from xaicompile.ir import View
+from xaicompile.registry import PARAMETERS, RULES, Context, nearest
+from xaicompile.relevance.linear import linear_of
+
+KEYS = {"name", "doc", "cite", "extends", "output", "parameters", "rules"}
+MATCHERS = {"op", "name", "kind", "place", "depth", "rank", "given"}
+PLACES = {"first-linear", "last-linear"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a composite: which nodes, which rule, with which parameters fixed."""
+
+    rule: str
+    match: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    origin: str
+
+
+@dataclass
+class Composite:
+    """A resolved rule set.
+
+    Attributes:
+        output: "relevance" (x*c) or "cotangent" (c itself).
+        parameters: Defaults of the set, overridden by what the user sets.
+        text: The TOML texts that it was read from, itself first.
+    """
+
+    name: str
+    doc: str = ""
+    cite: str = ""
+    output: str = "relevance"
+    parameters: dict[str, Any] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    text: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def accepted(self) -> dict[str, Any]:
+        """Every parameter that the set's rules take, with the value in force (None: not given)."""
+        known = {k: v for e in self.entries for k, v in PARAMETERS[e.rule].items() if k not in e.fixed}
+        return {**known, **self.parameters}
+
+    def set(self, given: Mapping[str, Any]) -> None:
+        """Overrides parameters.
+
+        Raises:
+            RuleError: No rule of the set takes a parameter of that name.
+        """
+        for key, value in given.items():
+            if key not in self.accepted:
+                raise nearest(key, self.accepted, f"parameter of rule '{self.name}'")
+            self.parameters[key] = value
+
+
+def folders() -> Iterator[Path]:
+    """Where rule sets are shipped: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    for folder in (here / "rules", here.parent / "rules"):
+        if folder.is_dir():
+            yield folder
+
+
+def shipped() -> dict[str, Path]:
+    """Shipped rule sets by name."""
+    return {p.stem: p for folder in folders() for p in sorted(folder.glob("*.toml"))}
+
+
+def load(rule: str | Path, parameters: Mapping[str, Any] | None = None) -> Composite:
+    """Reads a rule set by name or by path to a TOML file.
+
+    Raises:
+        RuleError: Unknown name, unreadable file, unknown key, rule or parameter.
+    """
+    path = Path(rule)
+    if path.suffix == ".toml" or path.is_file():
+        composite = from_file(path, ())
+    elif str(rule) in shipped():
+        composite = from_file(shipped()[str(rule)], ())
+    else:
+        raise nearest(str(rule), shipped(), "rule")
+    composite.set(parameters or {})
+    return composite
+
+
+def from_file(path: Path, seen: Sequence[str]) -> Composite:
+    """Reads one TOML file and what it extends."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise RuleError(f"rule file {path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RuleError(f"rule file {path} is not TOML: {error}") from error
+    for key in data:
+        if key not in KEYS:
+            raise nearest(key, KEYS, f"key in {path.name}:")
+    if str(path) in seen:
+        raise RuleError(f"rule file {path} extends itself")
+    base = Composite(path.stem)
+    if "extends" in data:
+        name = str(data["extends"])
+        beside = path.parent / (name if name.endswith(".toml") else f"{name}.toml")
+        target = beside if beside.is_file() else shipped().get(name)
+        if target is None:
+            raise nearest(name, shipped(), f"rule that {path.name} extends:")
+        base = from_file(target, (*seen, str(path)))
+    output = data.get("output", base.output)
+    if output not in ("relevance", "cotangent"):
+        raise RuleError(f"{path.name}: output is 'relevance' or 'cotangent', not '{output}'")
+    rules = data.get("rules", [])
+    if not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
+        raise RuleError(f"{path.name}: rules is a list of tables, [[rules]]")
+    entries = [entry(e, f"{path.name} rule {i + 1}") for i, e in enumerate(rules)]
+    result = Composite(
+        name=str(data.get("name", path.stem)),
+        doc=str(data.get("doc", base.doc)),
+        cite=str(data.get("cite", base.cite)),
+        output=output,
+        parameters=dict(base.parameters),
+        entries=entries + base.entries,
+        text=text if not base.text else f"{text}\n# extends:\n{base.text}",
+    )
+    if not result.entries:
+        raise RuleError(f"{path.name} holds no [[rules]]")
+    result.set(data.get("parameters", {}))
+    return result
+
+
+def entry(data: Mapping[str, Any], origin: str) -> Entry:
+    """One [[rules]] table."""
+    name = data.get("rule")
+    if not isinstance(name, str):
+        raise RuleError(f"{origin}: needs rule = \"NAME\"")
+    if name not in RULES:
+        raise nearest(name, RULES, f"rule in {origin}:")
+    match = data.get("match", {})
+    for key in match:
+        if key not in MATCHERS:
+            raise nearest(key, MATCHERS, f"matcher in {origin}:")
+    if match.get("place", "first-linear") not in PLACES:
+        raise nearest(str(match["place"]), PLACES, f"place in {origin}:")
+    fixed = {k: v for k, v in data.items() if k not in ("rule", "match")}
+    for key in fixed:
+        if key not in PARAMETERS[name]:
+            raise nearest(key, PARAMETERS[name] or ["none"], f"parameter of '{name}' in {origin}:")
+    return Entry(name, match, fixed, origin)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rule of one view and why."""
+
+    view: View
+    rule: str
+    reason: str
+    picked: Picked
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a view stands among the linear ops of the graph."""
+
+    linear: bool
+    depth: int
+    first: bool
+    last: bool
+
+
+def assign(composite: Composite, views: Sequence[View], facts: Facts) -> dict[View, Choice]:
+    """The first entry that matches each view, in the order of the composite."""
+    where = places(views, facts)
+    return {view: choose(composite, view, where[view]) for view in views}
+
+
+def choose(composite: Composite, view: View, place: Place) -> Choice:
+    """The rule of one view.
+
+    Raises:
+        RuleError: No entry matches.
+    """
+    for e in composite.entries:
+        if matches(e.match, view, place, composite):
+            parameters = {**PARAMETERS[e.rule], **taken(composite.parameters, e.rule), **e.fixed}
+            said = ", ".join(f"{k}={v}" for k, v in e.match.items()) or "everything else"
+            return Choice(view, e.rule, f"{e.origin}: {said}", Picked(RULES[e.rule], parameters))
+    raise RuleError(f"rule set '{composite.name}' has no rule for {view}; end it with [[rules]] rule = \"default\"")
+
+
+def taken(parameters: Mapping[str, Any], rule: str) -> dict[str, Any]:
+    """The parameters that a rule takes."""
+    return {k: v for k, v in parameters.items() if k in PARAMETERS[rule]}
+
+
+def matches(match: Mapping[str, Any], view: View, place: Place, composite: Composite) -> bool:
+    """True if a view meets every condition."""
+
+    def within(value: int | None, wanted: int | list[int]) -> bool:
+        low, high = wanted if isinstance(wanted, list) else (wanted, wanted)
+        return value is not None and low <= value <= high
+
+    tests = {
+        "op": lambda v: any(fnmatch.fnmatchcase(view.op, p) for p in listed(v)),
+        "name": lambda v: any(fnmatch.fnmatchcase(view.name, p) for p in listed(v)),
+        "kind": lambda v: kind_of(view, place) == v,
+        "place": lambda v: place.linear and (place.first if v == "first-linear" else place.last),
+        "depth": lambda v: within(place.depth, v),
+        "rank": lambda v: within(view.inp(0).rank if view.x and view.x[0] else None, v),
+        "given": lambda v: all(composite.parameters.get(k) is not None for k in listed(v)),
+    }
+    return all(tests[key](value) for key, value in match.items())
+
+
+def kind_of(view: View, place: Place) -> str:
+    """linear, activation, layout or other."""
+    row = registry.info(view)
+    if place.linear:
+        return "linear"
+    if row.derivative is not None:
+        return "activation"
+    return "layout" if row.layout else "other"
+
+
+def listed(value: Any) -> list[Any]:
+    """A value or a list of values as a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def is_linear(view: View, facts: Facts) -> bool:
+    """True for a linear op with data on one side only."""
+    return linear_of(Context(facts.program.builder, view, [], [], facts)) is not None
+
+
+def places(views: Sequence[View], facts: Facts) -> dict[View, Place]:
+    """Depth and place of each view; `views` is in topological order and holds only what is explained."""
+    linear = {view: is_linear(view, facts) for view in views}
+    above: dict[str, int] = {}  # linear ops on the longest path from the input up to a tensor
+    depth: dict[View, int] = {}
+    for view in views:
+        depth[view] = max((above.get(x.name, 0) for x in view.x if facts.on_path(x) and x is not None), default=0)
+        for y in view.y:
+            if y is not None:
+                above[y.name] = depth[view] + int(linear[view])
+    below: set[str] = set()  # tensors that a later linear op reads
+    last: dict[View, bool] = {}
+    for view in reversed(views):
+        feeds = any(y is not None and y.name in below for y in view.y)
+        last[view] = not feeds
+        if feeds or linear[view]:
+            below.update(x.name for x in view.x if x is not None and facts.on_path(x))
+    return {v: Place(linear[v], depth[v], linear[v] and depth[v] == 0, linear[v] and last[v]) for v in views}

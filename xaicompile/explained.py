@@ -1,0 +1,169 @@
+"""What is explained: the output, the inputs, and the cotangent that the backward pass starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from xaicompile.errors import ModelError, RuleError
+from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.registry import nearest
+
+CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax", "Identity"}  # Identity only on the way to another
+
+
+@dataclass
+class End:
+    """The explained tensor and what was cut behind it."""
+
+    tensor: Tensor
+    cut: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def choose_output(p: Program, name: str | None) -> End:
+    """The named tensor exactly as it is, or the logits behind the first output that leads to any.
+
+    Raises:
+        ModelError: No output is a floating-point tensor or leads to one.
+        RuleError: No tensor of that name.
+    """
+    if name is not None:
+        if name not in p.tensors:
+            raise nearest(name, p.tensors, "tensor to explain")
+        if not p.tensors[name].is_float:
+            raise RuleError(f"--explain-output: '{name}' is {p.tensors[name].dtype}, not floating-point")
+        return End(p.tensors[name])
+    producers = p.producers()
+    ends = [behind(t, producers) for t in p.outputs]
+    chosen = next((e for e, t in zip(ends, p.outputs, strict=True) if t.is_float), None)
+    chosen = chosen or next((e for e in ends if e.tensor.is_float), None)
+    if chosen is None:
+        kinds = ", ".join(f"'{t.name}' {t.dtype}" for t in p.outputs)
+        raise ModelError(f"no output is floating-point ({kinds}); name a tensor with --explain-output")
+    if len(p.outputs) > 1:
+        chosen.notes.append(f"explains '{chosen.tensor.name}'; --explain-output names another tensor")
+    return chosen
+
+
+def behind(t: Tensor, producers: dict[str, View]) -> End:
+    """The tensor in front of trailing Softmax, Sigmoid and the like."""
+    end = End(t)
+    while (view := producers.get(end.tensor.name)) is not None and view.op in CUT and view.x[0] is not None:
+        if view.op != "Identity":
+            end.cut.append(repr(view))
+        end.tensor = view.inp(0)
+    return end if end.cut else End(t)
+
+
+def choose_inputs(p: Program, names: str | Sequence[str] | None) -> list[Tensor]:
+    """The named inputs, or every floating-point input.
+
+    Raises:
+        ModelError: There is no floating-point input.
+        RuleError: A named input does not exist or is not floating-point.
+    """
+    known = {t.name: t for t in p.inputs if t.name in p.required}
+    if names is None:
+        found = [t for t in known.values() if t.is_float]
+        if not found:
+            kinds = ", ".join(f"'{t.name}' {t.dtype}" for t in known.values()) or "none at all"
+            raise ModelError(f"no floating-point input to explain (inputs: {kinds})")
+        return found
+    chosen = []
+    for name in [names] if isinstance(names, str) else names:
+        if name not in known:
+            raise nearest(name, known, "input")
+        if not known[name].is_float:
+            raise RuleError(f"--explain-input: '{name}' is {known[name].dtype}, not floating-point")
+        chosen.append(known[name])
+    return chosen
+
+
+@dataclass
+class Explained:
+    """The explained scalar of each sample.
+
+    Attributes:
+        cotangent: Where the backward pass starts, of the explained tensor's shape.
+        value: The explained scalars, [N].
+        batch: Symbol or size of the batch axis, None where the output is one sample.
+        batched: True if axis 0 of input and output is the batch.
+        target: Name of the target input, "" if there is none.
+        default: The target's default.
+    """
+
+    cotangent: Tensor
+    value: Tensor
+    batch: int | str | None
+    batched: bool
+    target: str
+    default: np.ndarray
+    notes: list[str]
+
+
+def is_batched(end: Tensor, data: Tensor) -> bool:
+    """True if axis 0 is the batch in both: the same symbol, both unknown, or equal sizes (design of `target`)."""
+    if not end.shape or not data.shape:
+        return end.shape is None
+    a, b = end.shape[0], data.shape[0]
+    return a == b if isinstance(a, int) and isinstance(b, int) else not isinstance(a, int) and not isinstance(b, int)
+
+
+def seed_of(
+    p: Program, end: End, data: Tensor, target: int | Sequence[int] | None, reduce: str | None
+) -> Explained:
+    """Emits the choice of the explained element and the cotangent that selects it.
+
+    A target outside [0, K), except -1 (argmax), selects nothing: cotangent and value are zero.
+    """
+    b, t = p.builder, end.tensor
+    batched = is_batched(t, data)
+    notes = [] if batched else [f"'{t.name}' has no batch axis: it is explained as one sample"]
+    name, default = "", np.atleast_1d(np.asarray(-1 if target is None else target, np.int64))
+    with b.scope("seed"):
+        flat = b.Unsqueeze(t, [1]) if batched and t.rank == 1 else b.Flatten(t, axis=1 if batched else 0)
+        if reduce in ("sum", "mean"):
+            ones = b.op("Expand", b.const(np.ones((), t.dtype)), b.shape_of(flat), shape=flat.shape)
+            size = b.CastLike(b.dim(flat, 1), flat)
+            mask = ones if reduce == "sum" else ones / size
+        else:
+            best = b.ArgMax(flat, axis=1, keepdims=0)
+            if reduce is None:
+                name = b.unique("target")
+                given = b.outside(name, np.dtype(np.int64), (f"{name}s",))
+                best = b.Where(b.Equal(given, [-1]), best, given)
+            mask = b.Cast(chosen(b, best, flat), to=onnx.helper.np_dtype_to_tensor_dtype(t.dtype))
+        value = b.sum_axes(flat * mask, [1])
+        cotangent = b.reshape_like(mask, t)
+    batch = (t.shape or (None,))[0] if batched else None
+    return Explained(cotangent, value, batch, batched, name, default, notes)
+
+
+def chosen(b: Builder, index: Tensor, flat: Tensor) -> Tensor:
+    """[N, K] booleans, true at each sample's index."""
+    count = None if flat.shape is None else flat.shape[1]
+    if isinstance(count, int):
+        positions = b.const(np.arange(count, dtype=np.int64))
+    else:
+        scalar = b.Squeeze(b.dim(flat, 1), [0])
+        positions = b.Range(b.const(np.asarray(0, np.int64)), scalar, b.const(np.asarray(1, np.int64)))
+    return b.Equal(b.Unsqueeze(index, [1]), b.Unsqueeze(positions, [0]))
+
+
+def total_per_sample(b: Builder, amount: Tensor, seed: Explained) -> Tensor:
+    """An amount summed to one number per sample, [N]."""
+    if not seed.batched:
+        return b.Reshape(b.op("ReduceSum", amount, keepdims=0), [1])
+    axis = 0
+    if amount.shape is not None and isinstance(seed.batch, str) and seed.batch in amount.shape:
+        axis = amount.shape.index(seed.batch)
+    elif amount.shape and isinstance(amount.shape[0], int) and amount.shape[0] != seed.batch:
+        amount = b.Reshape(amount, b.Concat(b.shape_of(seed.value), [-1], axis=0))
+    rank = amount.rank
+    if rank is None:
+        return b.sum_axes(b.Flatten(amount, axis=1), [1])
+    return b.sum_axes(amount, [i for i in range(rank) if i != axis])

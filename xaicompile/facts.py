@@ -1,0 +1,320 @@
+"""Facts before rules: one forward sweep that proves what it can about every tensor.
+
+Dependence on the explained inputs, constants, and an interval that holds all values. A rule may be simplified only
+by what stands here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from xaicompile import registry
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir.build import SMALL
+
+Interval = tuple[float, float]
+ANY: Interval = (-math.inf, math.inf)
+Transfer = Callable[[View, Sequence[Interval]], Interval]
+
+
+class Facts:
+    """What is proven about the tensors of a program.
+
+    Attributes:
+        path: Names of tensors through which a message can reach an explained input.
+        depends: Names of tensors whose value depends on an explained input.
+        interval: Bounds on all values, by name; a missing name has none.
+        activation: For a tensor read by nothing but one ReLU-like op: that op's output.
+    """
+
+    def __init__(self, program: Program, explained: Sequence[str], box: Interval = ANY) -> None:
+        self.program = program
+        self.path: set[str] = set(explained)
+        self.depends: set[str] = set(explained)
+        self.interval: dict[str, Interval] = dict.fromkeys(explained, box)
+        self.activation: dict[str, Tensor] = {}
+        self.makers: dict[str, str] = {}
+        for view in program.views:
+            self._sweep(view)
+        self._read_activations()
+
+    def made_by(self, t: Tensor | None) -> str:
+        """The op that makes t, "" for inputs and constants."""
+        return "" if t is None else self.makers.get(t.name, "")
+
+    def _read_activations(self) -> None:
+        """Reads off which tensors feed only a ReLU, once the views are final."""
+        self.makers = {y.name: v.op for v in self.program.views for y in v.y if y is not None}
+        consumers = self.program.consumers()
+        outputs = {t.name for t in self.program.outputs}
+        for view in self.program.views:
+            x = view.x[0] if view.x else None
+            if view.op == "Relu" and x is not None and len(consumers[x.name]) == 1 and x.name not in outputs:
+                self.activation[x.name] = view.out(0)
+
+    def on_path(self, t: Tensor | None) -> bool:
+        """True if a message through t can reach an explained input."""
+        return t is not None and t.name in self.path
+
+    def bounds(self, t: Tensor | None) -> Interval:
+        """An interval that holds all values of t."""
+        if t is None:
+            return ANY
+        if t.name not in self.interval and t.value is not None and t.value.size and t.value.dtype.kind in "iuf":
+            low, high = float(t.value.min()), float(t.value.max())
+            self.interval[t.name] = ANY if math.isnan(low + high) else (low, high)
+        return self.interval.get(t.name, ANY)
+
+    def nonnegative(self, t: Tensor) -> bool:
+        """True if t is proven to hold no negative value."""
+        return self.bounds(t)[0] >= 0
+
+    def _sweep(self, view: View) -> None:
+        reads = [t for t in (*view.x, *view.captures) if t is not None]
+        row, stopped = registry.info(view), registry.stops(view)
+        if any(t.name in self.depends for t in reads):
+            self.depends.update(y.name for y in view.y if y is not None)
+        carries = any(self.on_path(t) for i, t in enumerate(view.x) if i not in stopped)
+        if (carries or any(self.on_path(t) for t in view.captures)) and not row.zero:
+            self.path.update(y.name for y in view.y if y is not None and (y.is_float or y.dtype is None))
+        for y in view.y:
+            if y is not None and all(t.constant for t in reads) and not view.op.startswith("Random"):
+                y.constant = view.domain == "" and view.op not in ("Bernoulli", "Multinomial")
+        fold(view)
+        transfer = TRANSFER.get(view.op) if view.domain == "" else None
+        if transfer is not None and view.y and view.y[0] is not None:
+            low, high = transfer(view, [self.bounds(t) for t in view.x])
+            if not (math.isnan(low) or math.isnan(high)) and (low, high) != ANY:
+                self.interval[view.out(0).name] = (low, high)
+
+
+def fold(view: View) -> None:
+    """Works out small integer and boolean constants, and shapes that are known, so that rules can read them."""
+    y = view.y[0] if view.y else None
+    if y is None or y.value is not None or view.domain or view.captures:
+        return
+    if view.op == "Shape" and view.inp(0).static is not None:
+        y.value = np.asarray(view.inp(0).static[view.attr("start", 0) : view.attrs.get("end")], np.int64)  # type: ignore[index]
+    elif view.op == "Constant":
+        y.value = constant_value(view.attrs)
+        y.constant = True
+    elif y.constant and all(t is None or t.value is not None for t in view.x) and y.dtype is not None:
+        y.value = evaluated(view)
+    y.constant = y.constant or y.value is not None
+
+
+def constant_value(attrs: dict[str, Any]) -> np.ndarray | None:
+    """A Constant node's value, with the schema's types (float32 for value_float), if it is small and numeric."""
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for key, kind in kinds.items():
+        if key in attrs:
+            return np.asarray(attrs[key], kind)
+    held = attrs.get("value")
+    if held is None or not hasattr(held, "shape") or int(np.prod(held.shape)) > SMALL:
+        return None
+    return np.asarray(held.values) if np.dtype(held.dtype).kind in "biuf" else None
+
+
+def evaluated(view: View) -> np.ndarray | None:
+    """The value of a node on small constants, by the reference implementation; None where that fails."""
+    if any(y is not None for y in view.y[1:]) or any(hasattr(v, "nodes") for v in view.attrs.values()):
+        return None
+    if view.y[0] is None or view.y[0].shape is not None and int(np.prod([d if isinstance(d, int) else 1 for d in view.y[0].shape])) > SMALL:
+        return None
+    try:
+        names = ["" if t is None else f"x{i}" for i, t in enumerate(view.x)]
+        node = helper.make_node(view.op, names, ["y"], **view.attrs)
+        inputs = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(t.dtype), t.value.shape)
+            for n, t in zip(names, view.x, strict=True)
+            if t is not None and t.value is not None
+        ]
+        graph = helper.make_graph([node], "fold", inputs, [onnx.ValueInfoProto(name="y")])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", view.since)])
+        feeds = {n: t.value for n, t in zip(names, view.x, strict=True) if t is not None}
+        value = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    except Exception:  # a value that can't be folded is simply not known
+        return None
+    return value if value.size <= SMALL else None
+
+
+# Transfer rows: the interval of an op's first output from those of its inputs.
+
+
+def monotone(f: Callable[[float], float]) -> Transfer:
+    """Of an increasing function."""
+
+    def transfer(_: View, x: Sequence[Interval]) -> Interval:
+        with np.errstate(all="ignore"):
+            return float(f(x[0][0])), float(f(x[0][1]))
+
+    return transfer
+
+
+def fixed(low: float, high: float) -> Transfer:
+    """Of an op with a known range."""
+    return lambda _, x: (low, high)
+
+
+def keep(_: View, x: Sequence[Interval]) -> Interval:
+    """Of an op that moves, repeats, averages or picks values of its first input."""
+    return x[0]
+
+
+def hull(_: View, x: Sequence[Interval]) -> Interval:
+    """Of an op whose values come from any of its inputs."""
+    return min(i[0] for i in x), max(i[1] for i in x)
+
+
+def with_zero(_: View, x: Sequence[Interval]) -> Interval:
+    """Of an op that adds zeros to the values of its first input."""
+    return min(x[0][0], 0.0), max(x[0][1], 0.0)
+
+
+def product(a: Interval, b: Interval) -> Interval:
+    """Of a product; 0 * inf counts as 0 because an infinite bound stands for any finite value."""
+    ends = [0.0 if p == 0 or q == 0 else p * q for p in a for q in b]
+    return min(ends), max(ends)
+
+
+def _div(_: View, x: Sequence[Interval]) -> Interval:
+    low, high = x[1]
+    if low <= 0 <= high:
+        return (0.0, math.inf) if low >= 0 and x[0][0] >= 0 else ANY
+    return product(x[0], (1 / high, 1 / low))
+
+
+def _sum(_: View, x: Sequence[Interval]) -> Interval:
+    return sum(i[0] for i in x), sum(i[1] for i in x)
+
+
+def _square(_: View, x: Sequence[Interval]) -> Interval:
+    return (0.0, max(x[0][0] ** 2, x[0][1] ** 2))
+
+
+def _sign_of_sum(_: View, x: Sequence[Interval]) -> Interval:
+    return (0.0 if x[0][0] >= 0 else -math.inf), (0.0 if x[0][1] <= 0 else math.inf)
+
+
+def _clip(_: View, x: Sequence[Interval]) -> Interval:
+    low = x[1][0] if len(x) > 1 else -math.inf
+    high = x[2][1] if len(x) > 2 else math.inf
+    return max(x[0][0], low), min(max(x[0][1], low), high)
+
+
+def _abs(_: View, x: Sequence[Interval]) -> Interval:
+    low, high = x[0]
+    return (0.0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+
+
+def _pow(view: View, x: Sequence[Interval]) -> Interval:
+    low, high = x[1]
+    even = low == high and low % 2 == 0
+    return (0.0, math.inf) if even or x[0][0] >= 0 else ANY
+
+
+def _leaky(view: View, x: Sequence[Interval]) -> Interval:
+    alpha = float(view.attr("alpha"))
+    return ANY if alpha < 0 else (x[0][0] * (alpha if x[0][0] < 0 else 1), x[0][1] * (alpha if x[0][1] < 0 else 1))
+
+
+def _prelu(_: View, x: Sequence[Interval]) -> Interval:
+    return x[0] if x[0][0] >= 0 else ((0.0 if x[1][1] <= 0 else -math.inf), math.inf)
+
+
+def _elu(view: View, x: Sequence[Interval]) -> Interval:
+    return (0.0 if x[0][0] >= 0 else -math.inf), math.inf
+
+
+def _threshold(view: View, x: Sequence[Interval]) -> Interval:
+    return (0.0, max(x[0][1], 0.0)) if float(view.attr("alpha")) >= 0 else with_zero(view, x)
+
+
+def _pad(view: View, x: Sequence[Interval]) -> Interval:
+    if view.attr("mode") != "constant":
+        return x[0]
+    value = x[2] if view.has(2) else (0.0, 0.0)
+    return min(x[0][0], value[0]), max(x[0][1], value[1])
+
+
+def _split_like(_: View, x: Sequence[Interval]) -> Interval:
+    return x[0]
+
+
+def _cast(view: View, x: Sequence[Interval]) -> Interval:
+    return x[0] if view.out(0).is_float else ANY
+
+
+def _where(_: View, x: Sequence[Interval]) -> Interval:
+    return min(x[1][0], x[2][0]), max(x[1][1], x[2][1])
+
+
+def _sqrt(x: float) -> float:
+    return math.sqrt(max(x, 0.0))
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, 700.0)) if x < math.inf else math.inf
+
+
+def _log(x: float) -> float:
+    return math.inf if x == math.inf else (math.log(x) if x > 0 else -math.inf)
+
+
+TRANSFER: dict[str, Transfer] = {
+    **dict.fromkeys(("Identity", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"), keep),
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), keep),
+    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "ReduceMax", "ReduceMin"), keep),
+    **dict.fromkeys(("Concat", "Mean"), hull),
+    **dict.fromkeys(("ReduceSum", "CumSum"), _sign_of_sum),
+    **dict.fromkeys(("ReduceL2", "ReduceL1", "ReduceSumSquare", "LpPool", "GlobalLpPool"), fixed(0.0, math.inf)),
+    **dict.fromkeys(("Sigmoid", "HardSigmoid", "Softmax"), fixed(0.0, 1.0)),
+    **dict.fromkeys(("Tanh", "Softsign", "Erf", "Sin", "Cos"), fixed(-1.0, 1.0)),
+    **dict.fromkeys(("Elu", "Selu", "Celu"), _elu),
+    "AveragePool": with_zero,
+    "Split": _split_like,
+    "Relu": monotone(lambda v: max(v, 0.0)),
+    "LeakyRelu": _leaky,
+    "PRelu": _prelu,
+    "ThresholdedRelu": _threshold,
+    "Clip": _clip,
+    "HardSwish": lambda _, x: (max(x[0][0], 0.0) if x[0][0] >= 0 else -0.375, max(x[0][1], 0.0)),
+    "Gelu": lambda _, x: (0.0 if x[0][0] >= 0 else -0.17, max(x[0][1], 0.0)),
+    "Swish": lambda _, x: (0.0 if x[0][0] >= 0 else -math.inf, max(x[0][1], 0.0)),
+    "Mish": lambda _, x: (0.0 if x[0][0] >= 0 else -0.31, max(x[0][1], 0.0)),
+    "Softplus": fixed(0.0, math.inf),
+    "LogSoftmax": fixed(-math.inf, 0.0),
+    "Exp": monotone(_exp),
+    "Log": monotone(_log),
+    "Sqrt": monotone(_sqrt),
+    "Abs": _abs,
+    "Neg": lambda _, x: (-x[0][1], -x[0][0]),
+    "Reciprocal": lambda v, x: _div(v, [(1.0, 1.0), x[0]]),
+    "Pow": _pow,
+    "Add": _sum,
+    "Sum": _sum,
+    "Sub": lambda _, x: (x[0][0] - x[1][1], x[0][1] - x[1][0]),
+    "Mul": lambda v, x: _square(v, x) if v.x[0] is v.x[1] else product(x[0], x[1]),
+    "Div": _div,
+    "Max": lambda _, x: (max(i[0] for i in x), max(i[1] for i in x)),
+    "Min": lambda _, x: (min(i[0] for i in x), min(i[1] for i in x)),
+    "Pad": _pad,
+    "Where": _where,
+    "Cast": _cast,
+    "ConstantOfShape": lambda v, _: constant_range(v),
+    "LRN": _sign_of_sum,
+}
+
+
+def constant_range(view: View) -> Interval:
+    """Of a ConstantOfShape."""
+    held = view.attrs.get("value")
+    value = float(np.asarray(held.values).reshape(-1)[0]) if held is not None else 0.0
+    return value, value

@@ -1,0 +1,7 @@
+"""The intermediate representation: the only package that knows the graph library."""
+
+from xaicompile.ir.build import Builder
+from xaicompile.ir.graph import Program, Tensor, View
+from xaicompile.ir.model import emit, load, save
+
+__all__ = ["Builder", "Program", "Tensor", "View", "emit", "load", "save"]

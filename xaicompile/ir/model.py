@@ -1,0 +1,396 @@
+"""Reading a source model into a Program, and writing a Program back as a model.
+
+Weights are never copied: the graph library, shape inference and the opset converter see a skeleton in which large
+initializers stand as typed inputs; what is emitted is added to the source model itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+
+from xaicompile.errors import ModelError, OutputError
+from xaicompile.ir.build import SMALL, type_and_shape
+from xaicompile.ir.graph import Program, Tensor, View, captured_names, label, schema_of, sorted_nodes
+
+OPSET_FLOOR = 18
+STANDARD = ("", "ai.onnx")
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+@dataclass
+class Source:
+    """The source model as read; `emit` turns `model` into the result.
+
+    Attributes:
+        model: Weights included, external data unread.
+        path: Where it was read from, None for bytes and protos.
+        sha256: Of the file's (or the serialised model's) bytes, external data not included.
+        external: Locations of external data, relative to the folder of `path`.
+    """
+
+    model: onnx.ModelProto
+    path: Path | None
+    sha256: str
+    external: tuple[str, ...] = ()
+
+
+def load(model: ModelLike) -> Program:
+    """Reads a model into a Program.
+
+    Args:
+        model: A path, the bytes of a model, or a ModelProto (which is not changed).
+
+    Raises:
+        ModelError: Not a readable, valid ONNX model.
+    """
+    source = read(model)
+    graph = source.model.graph
+    if not graph.node:
+        raise ModelError(f"{named(source)} has no nodes; is it an ONNX model?")
+    if source.model.ir_version < 4:  # initializers stood among the inputs and would count as overridable
+        weights = {i.name for i in graph.initializer}
+        kept = [i for i in graph.input if i.name not in weights]
+        del graph.input[:]
+        graph.input.extend(kept)
+    if source.model.ir_version < 8:
+        source.model.ir_version = 8
+    order = sorted_nodes(graph)
+    notes: list[str] = []
+    skeleton = without_weights(source.model, order)
+    if skeleton.functions:
+        skeleton = onnx.inliner.inline_local_functions(skeleton)
+    skeleton = raised(skeleton, notes)
+    try:
+        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except Exception as error:
+        raise ModelError(f"shape inference fails on {named(source)}: {first_line(error)}") from error
+    program = imported(source, skeleton)
+    program.notes += notes
+    return program
+
+
+def read(model: ModelLike) -> Source:
+    """Parses a model and checks its external data, without reading that data."""
+    if isinstance(model, onnx.ModelProto):
+        own = onnx.ModelProto()
+        own.CopyFrom(model)
+        return Source(own, None, hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())
+    proto = onnx.ModelProto()
+    if isinstance(model, bytes):
+        parse(proto, model, "the given bytes")
+        return Source(proto, None, hashlib.sha256(model).hexdigest())
+    path = Path(model)
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path} is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+        parse(proto, view, str(path))
+        digest = hashlib.sha256(view).hexdigest()
+    return Source(proto, path, digest, external_files(proto, path.parent))
+
+
+def parse(proto: onnx.ModelProto, data: bytes | memoryview, what: str) -> None:
+    """Parses, and turns the parser's complaint into one line."""
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(f"{what} is not an ONNX model, or is cut short ({first_line(error)})") from error
+    if not proto.HasField("graph") or not proto.ir_version:
+        raise ModelError(f"{what} is not an ONNX model: it holds no graph")
+
+
+def external_files(proto: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
+    """The external data files of a model; each must lie inside its folder and be long enough."""
+    found: dict[str, None] = {}
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        info = {e.key: e.value for e in tensor.external_data}
+        location = info.get("location", "")
+        target = (folder / location).resolve()
+        if not location or Path(location).is_absolute() or not target.is_relative_to(folder.resolve()):
+            raise ModelError(f"external data of '{tensor.name}' leaves the model's folder: '{location}'")
+        if not target.is_file():
+            raise ModelError(f"external data of '{tensor.name}' is missing: {target}")
+        need = int(info.get("offset") or 0) + int(info.get("length") or 0)
+        if target.stat().st_size < need:
+            raise ModelError(f"external data of '{tensor.name}' is cut short: {target} ends before byte {need}")
+        found[location] = None
+    return tuple(found)
+
+
+def without_weights(model: onnx.ModelProto, order: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """The model with its large initializers turned into typed inputs."""
+    skeleton = onnx.ModelProto(ir_version=model.ir_version)
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    graph, into = model.graph, skeleton.graph
+    into.name = graph.name or "graph"
+    into.node.extend(order)
+    into.input.extend(graph.input)
+    into.output.extend(graph.output)
+    into.value_info.extend(graph.value_info)
+    into.sparse_initializer.extend(graph.sparse_initializer)
+    given = {i.name for i in graph.input}
+    for tensor in graph.initializer:
+        if is_large(tensor):
+            if tensor.name not in given:
+                into.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        else:
+            into.initializer.append(tensor)
+    return skeleton
+
+
+def is_large(tensor: onnx.TensorProto) -> bool:
+    """True for initializers that stay unread."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL or int(np.prod(tensor.dims)) > SMALL
+
+
+def raised(skeleton: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    """The model at the lowest opset that xaicompile emits; newer ones stay."""
+    version = next((o.version for o in skeleton.opset_import if o.domain in STANDARD), None)
+    if version is None:
+        skeleton.opset_import.append(helper.make_opsetid("", OPSET_FLOOR))
+        version = OPSET_FLOOR
+    unknown = [label(n) for n in skeleton.graph.node if n.domain in STANDARD and not schema_of(n.op_type, "", version)]
+    if unknown:
+        raise ModelError(f"not in opset {version} of ONNX: {', '.join(unknown)}")
+    if version >= OPSET_FLOOR:
+        return skeleton
+    before = [n.op_type for n in skeleton.graph.node]
+    try:
+        converted = onnx.version_converter.convert_version(skeleton, OPSET_FLOOR)
+    except Exception as error:
+        raise ModelError(
+            f"the model uses opset {version} and can't be raised to {OPSET_FLOOR}: {first_line(error)}"
+        ) from error
+    after = [n.op_type for n in converted.graph.node]
+    gone, new = sorted(set(before) - set(after)), sorted(set(after) - set(before))
+    change = f" ({', '.join(gone)} became {', '.join(new)})" if gone or new else ""
+    notes.append(f"opset raised from {version} to {OPSET_FLOOR}{change}")
+    for old, made in zip(skeleton.graph.node, converted.graph.node, strict=False):  # the converter drops these
+        if old.output and made.output and old.output[0] == made.output[0]:
+            made.doc_string, made.name = old.doc_string, old.name
+            if old.op_type == made.op_type and not made.metadata_props:
+                made.metadata_props.extend(old.metadata_props)
+    converted.ir_version = skeleton.ir_version
+    return converted
+
+
+def imported(source: Source, skeleton: onnx.ModelProto) -> Program:
+    """Views and tensors of a typed skeleton."""
+    try:
+        graph = gs.import_onnx(skeleton)
+    except Exception as error:
+        raise ModelError(f"the graph can't be read: {first_line(error)}") from error
+    names = set(graph.tensors()) | {n.name for n in skeleton.graph.node}
+    for node in skeleton.graph.node:
+        names.update(captured_names(node))
+    domains = {o.domain or "": o.version for o in skeleton.opset_import}
+    program = Program(source, domains.get("", domains.get("ai.onnx", OPSET_FLOOR)), names)
+    program.domains = domains
+    program.skeleton = skeleton
+    weights = {i.name for i in source.model.graph.initializer}
+    graph_inputs = {i.name for i in source.model.graph.input}
+    types = {v.name: v.type for v in (*skeleton.graph.input, *skeleton.graph.value_info, *skeleton.graph.output)}
+    for name, var in graph.tensors().items():
+        value, dtype, shape = None, None, None
+        if isinstance(var, gs.Constant):
+            proto = next_value(var)
+            dtype, shape = np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type)), tuple(proto.dims)
+            value = numpy_helper.to_array(proto) if readable(proto) and name not in graph_inputs else None
+        elif name in types:
+            dtype, shape = type_and_shape(types[name])
+        constant = name in weights and name not in graph_inputs
+        program.tensors[name] = Tensor(var, program.builder, dtype, shape, value, constant)
+    program.views = [
+        view_of(program, node, proto, i)
+        for i, (node, proto) in enumerate(zip(graph.nodes, skeleton.graph.node, strict=True))
+    ]
+    program.inputs = [program.tensors[i.name] for i in source.model.graph.input]
+    program.required = [i.name for i in source.model.graph.input if i.name not in weights]
+    program.outputs = [program.tensors[o.name] for o in skeleton.graph.output]
+    return program
+
+
+def next_value(var: gs.Constant) -> onnx.TensorProto:
+    """The proto behind a constant of the graph library, unread."""
+    return var._values.tensor if hasattr(var._values, "tensor") else numpy_helper.from_array(var.values)
+
+
+def readable(proto: onnx.TensorProto) -> bool:
+    """True where numpy has the dtype; 4-bit and 8-bit float types are never read."""
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type))
+    return kind.kind in "biuf" and kind.isbuiltin == 1 and proto.data_type != onnx.TensorProto.BFLOAT16
+
+
+def view_of(program: Program, node: gs.Node, proto: onnx.NodeProto, index: int) -> View:
+    """A node as a view."""
+
+    def tensor(t: gs.Tensor) -> Tensor | None:
+        return None if t.is_empty() else program.tensors.get(t.name)
+
+    domain = "" if proto.domain in STANDARD else proto.domain
+    attrs = {k: copy.copy(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
+    return View(
+        op=node.op,
+        x=[tensor(t) for t in node.inputs],
+        y=[tensor(t) for t in node.outputs],
+        attrs=attrs,
+        name=proto.name or f"{node.op}_{index}",
+        domain=domain,
+        since=program.domains.get(domain, program.opset),
+        nodes=(proto.name or f"{node.op}_{index}",),
+        captures=tuple(program.tensors[n] for n in captured_names(proto) if n in program.tensors),
+    )
+
+
+def emit(
+    program: Program,
+    outputs: Sequence[Tensor],
+    inputs: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+) -> onnx.ModelProto:
+    """The source model with the builder's nodes, new outputs, overridable inputs and metadata added.
+
+    Nodes that no output needs are left out. The forward nodes, their order, names and weights stay as they are.
+
+    Args:
+        outputs: New outputs, after the source model's.
+        inputs: Overridable inputs by name, with the defaults that stand as initializers; one symbolic length each.
+    """
+    model, skeleton = program.source.model, program.skeleton
+    nodes = live(program.builder.nodes, {t.name for t in outputs})
+    part = gs.export_onnx(
+        gs.Graph(nodes=nodes, inputs=[], outputs=[t.var for t in outputs], opset=program.opset), do_type_check=False
+    )
+    graph = model.graph
+    had = {i.name for i in graph.initializer}
+    if [n.SerializeToString() for n in graph.node] != [n.SerializeToString() for n in skeleton.graph.node]:
+        del graph.node[:], graph.value_info[:], model.functions[:], model.opset_import[:]
+        graph.node.extend(skeleton.graph.node)
+        model.opset_import.extend(skeleton.opset_import)
+        graph.initializer.extend(i for i in skeleton.graph.initializer if i.name not in had)
+        had.update(i.name for i in skeleton.graph.initializer)
+    graph.node.extend(part.graph.node)
+    graph.initializer.extend(i for i in part.graph.initializer if i.name not in had and i.name not in inputs)
+    known = {v.name for v in (*graph.value_info, *graph.input, *graph.output)} | had | {o.name for o in outputs}
+    forward = set(program.tensors)
+    graph.value_info.extend(v for v in part.graph.value_info if v.name not in known and v.name not in forward)
+    graph.output.extend(part.graph.output)
+    for name, default in inputs.items():
+        kind = helper.np_dtype_to_tensor_dtype(default.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, kind, [f"{name}s"]))
+        graph.initializer.append(numpy_helper.from_array(default, name))
+    added = dict(metadata)
+    for prop in model.metadata_props:
+        prop.value = added.pop(prop.key, prop.value)
+    for key, value in added.items():
+        model.metadata_props.add(key=key, value=value)
+    check(model)
+    return model
+
+
+def live(nodes: Sequence[gs.Node], wanted: set[str]) -> list[gs.Node]:
+    """The nodes that the wanted tensors need, in the order given."""
+    kept = []
+    for node in reversed(nodes):
+        if any(y.name in wanted for y in node.outputs):
+            kept.append(node)
+            wanted.update(x.name for x in node.inputs)
+    return kept[::-1]
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Runs the ONNX checker on the model without its weights.
+
+    Raises:
+        ModelError: The model breaks the standard (in the source's part, or by a fault of the compiler).
+    """
+    try:
+        onnx.checker.check_model(without_weights(model, model.graph.node))
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the model does not pass the ONNX checker: {first_line(error)}") from error
+
+
+def save(model: onnx.ModelProto, path: Path, source_dir: Path | None = None, force: bool = False) -> list[Path]:
+    """Writes a model under a temporary name and renames it; external data is written beside it.
+
+    External data is shared where the output lies in the source's folder, else copied.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OutputError: The file exists and `force` is not given, or the place can't be written.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; --force overwrites it")
+    written = [path]
+    try:
+        folder = path.parent.resolve()
+        if not folder.is_dir():
+            raise OutputError(f"no such folder: {folder}")
+        if source_dir is not None and source_dir.resolve() != folder:
+            for location in external_files(model, source_dir):
+                into = folder / location
+                if into.exists() and not force:
+                    raise OutputError(f"{into} (external data) exists; --force overwrites it")
+                into.parent.mkdir(parents=True, exist_ok=True)
+                copy_data(source_dir / location, into)
+                written.append(into)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(model.SerializeToString())
+            os.chmod(temporary, 0o666 & ~umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+    return written
+
+
+def umask() -> int:
+    """The process's file mode mask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def copy_data(source: Path, into: Path) -> None:
+    """A copy of a data file under its final name, never half-written."""
+    temporary = into.with_name(f".{into.name}.part")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, into)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def named(source: Source) -> str:
+    """How messages name the source."""
+    return str(source.path) if source.path else "the model"
+
+
+def first_line(error: Any) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,257 @@
+"""Linear ops: exact transposes. The transpose of a convolution stands here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xaicompile.ir import Builder, Tensor
+from xaicompile.registry import Context, Linear, Message, Messages, vjp
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel moves over spatial axes.
+
+    Attributes:
+        begin: Padding in front; None where auto_pad with unknown sizes leaves it to run time.
+        end: Padding behind.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...] | None
+    end: tuple[int, ...] | None
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Number of positions that the dilated kernel spans, per axis."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+
+def window_of(ctx: Context, kernel: Sequence[int], data: Tensor) -> Window:
+    """The window of a Conv or a pool over `data` [N, C, spatial...], auto_pad resolved where sizes are known."""
+    n = len(kernel)
+    strides = tuple(ctx.attr("strides", [1] * n))
+    dilations = tuple(ctx.attr("dilations", [1] * n))
+    auto = ctx.attr("auto_pad", "NOTSET")
+    window = Window(tuple(kernel), strides, dilations, None, None)
+    if auto == "VALID":
+        begin, end = (0,) * n, (0,) * n
+    elif auto in ("NOTSET", ""):
+        pads = tuple(ctx.attr("pads", [0] * 2 * n))
+        begin, end = pads[:n], pads[n:]
+    else:
+        sizes = (data.shape or (None,) * (n + 2))[2:]
+        totals = []
+        for size, s, span in zip(sizes, strides, window.extent, strict=True):
+            if s == 1:
+                totals.append(span - 1)
+            elif isinstance(size, int):
+                totals.append(max((-(-size // s) - 1) * s + span - size, 0))
+            else:
+                return window
+        low = tuple(t // 2 for t in totals)
+        high = tuple(t - t // 2 for t in totals)
+        begin, end = (low, high) if auto == "SAME_UPPER" else (high, low)
+    return Window(tuple(kernel), strides, dilations, begin, end)
+
+
+def kernel_size(ctx: Context, weight: Tensor) -> list[int]:
+    """Spatial size of a convolution's kernel."""
+    if weight.static is not None:
+        return list(weight.static[2:])
+    return [int(k) for k in ctx.attr("kernel_shape")]
+
+
+def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int, x: Tensor) -> Tensor:
+    """The transpose of x -> Conv(x, w) applied to c; the result has the shape of x.
+
+    With stride 1 it is a Conv with the flipped, transposed kernel, which runtimes run fastest; else a ConvTranspose.
+    """
+    spatial = range(len(window.kernel))
+    sizes = (x.shape or ())[2:]
+    if window.begin is not None and window.end is not None:
+        pads = [*window.begin, *window.end]
+        turned = [e - 1 - p for e, p in zip((*window.extent, *window.extent), pads, strict=True)]
+        if all(s == 1 for s in window.strides) and min(turned, default=0) >= 0:
+            return b.Conv(c, turned_kernel(b, w, group), pads=turned, dilations=list(window.dilations), group=group)
+        if all(isinstance(s, int) for s in sizes) and sizes:
+            rest = [
+                (int(size or 0) + pb + pe - e) % s
+                for size, pb, pe, e, s in zip(sizes, window.begin, window.end, window.extent, window.strides, strict=True)
+            ]
+            return transposed(b, c, w, window, group, pads, rest)
+    n = len(window.kernel)
+    full = transposed(b, c, w, window, group, [0] * 2 * n, [s - 1 for s in window.strides])
+    begin = start_of_padding(b, c, window, x)
+    size = b.shape_of(x, 2)
+    return b.op("Slice", full, begin, begin + size, [2 + i for i in spatial], shape=x.shape)
+
+
+def transposed(
+    b: Builder, c: Tensor, w: Tensor, window: Window, group: int, pads: list[int], output_padding: list[int]
+) -> Tensor:
+    """ConvTranspose, with output_padding left out where it is zero."""
+    return b.ConvTranspose(
+        c,
+        w,
+        strides=list(window.strides),
+        dilations=list(window.dilations),
+        pads=pads,
+        output_padding=output_padding if any(output_padding) else None,
+        group=group,
+    )
+
+
+def start_of_padding(b: Builder, c: Tensor, window: Window, x: Tensor) -> Tensor:
+    """Padding in front as an int64 vector; computed at run time for SAME_UPPER with unknown sizes."""
+    if window.begin is not None:
+        return ints(b, window.begin)
+    covered = (b.shape_of(c, 2) - 1) * ints(b, window.strides) + ints(b, window.extent)
+    total = b.Max(covered - b.shape_of(x, 2), ints(b, [0] * len(window.kernel)))
+    return b.Div(total, 2)
+
+
+def ints(b: Builder, values: Sequence[int]) -> Tensor:
+    """An int64 vector."""
+    return b.const(np.asarray(list(values), np.int64))
+
+
+def turned_kernel(b: Builder, w: Tensor, group: int) -> Tensor:
+    """Kernel [M, C/g, k...] flipped and with in- and output channels swapped: [C, M/g, k...]."""
+    assert w.static is not None
+    m, per_group, *k = w.static
+    axes = [i + 2 for i, n in enumerate(k) if n > 1]
+    if axes:
+        w = b.Slice(w, [-1] * len(axes), [-(2**31)] * len(axes), axes, [-1] * len(axes))
+    if group == 1:
+        return b.Transpose(w, perm=[1, 0, *range(2, 2 + len(k))])
+    split = b.Reshape(w, [group, m // group, per_group, *k])
+    swapped = b.Transpose(split, perm=[0, 2, 1, *range(3, 3 + len(k))])
+    return b.Reshape(swapped, [group * per_group, m // group, *k])
+
+
+@vjp("Conv", linear=Linear())
+def conv(ctx: Context) -> Messages:
+    """Data: the transposed convolution; bias: c summed over batch and space."""
+    weight = ctx.node.inp(1)
+    window = window_of(ctx, kernel_size(ctx, weight), ctx.x)
+    into_x = conv_transposed(ctx.b, ctx.c, weight, window, int(ctx.attr("group")), ctx.x) if ctx.need[0] else None
+    return [into_x, None, into_bias(ctx)][: len(ctx.node.x)]
+
+
+def into_bias(ctx: Context) -> Message:
+    """c summed over batch and space, if a bias [M] wants it."""
+    if len(ctx.need) < 3 or not ctx.need[2]:
+        return None
+    return ctx.b.sum_axes(ctx.c, [0, *range(2, ctx.c.rank or 2)])
+
+
+@vjp("ConvTranspose", linear=Linear())
+def conv_transpose(ctx: Context) -> Messages:
+    """Data: the plain convolution with the same kernel; what output_padding and odd sizes add is cut off."""
+    b, c, weight = ctx.b, ctx.c, ctx.node.inp(1)
+    kernel = kernel_size(ctx, weight)
+    n = len(kernel)
+    strides = list(ctx.attr("strides", [1] * n))
+    dilations = list(ctx.attr("dilations", [1] * n))
+    begin = begin_of_transpose(ctx, kernel, strides, dilations)
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    # c is padded back to the full, uncropped output, of which Conv reads just as many positions as x has
+    given, made = (ctx.x.shape or ())[2:], (c.shape or ())[2:]
+    pads = [0] * 2 * n
+    if given and all(isinstance(d, int) for d in (*given, *made)):
+        full_sizes = [int(xs or 0) * s + e - s for xs, e, s in zip(given, spans, strides, strict=True)]
+        end = [f - int(cs or 0) - p for f, cs, p in zip(full_sizes, made, begin, strict=True)]
+        padded, pads = shifted(b, c, begin, end)
+    else:
+        full = b.shape_of(ctx.x, 2) * ints(b, strides) + ints(b, [e - s for e, s in zip(spans, strides, strict=True)])
+        rest = full - b.shape_of(c, 2) - ints(b, begin)
+        padded = b.Pad(c, b.Concat(ints(b, [0, 0]), ints(b, begin), ints(b, [0, 0]), rest, axis=0))
+    group = int(ctx.attr("group"))
+    into_x = b.op(
+        "Conv", padded, weight, strides=strides, dilations=dilations, pads=pads, group=group, shape=ctx.x.shape
+    )
+    return [into_x if ctx.need[0] else None, None, into_bias(ctx)][: len(ctx.node.x)]
+
+
+def shifted(b: Builder, c: Tensor, begin: Sequence[int], end: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Conv takes pads >= 0 only: negative ones are cut off c first."""
+    n = len(begin)
+    if min((*begin, *end), default=0) < 0:
+        cut = [min(p, 0) for p in (*begin, *end)]
+        c = b.Pad(c, [0, 0, *cut[:n], 0, 0, *cut[n:]])
+    return c, [max(p, 0) for p in (*begin, *end)]
+
+
+def begin_of_transpose(ctx: Context, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """What a ConvTranspose cuts off in front, per axis."""
+    n = len(kernel)
+    auto = ctx.attr("auto_pad", "NOTSET")
+    output_padding = ctx.attr("output_padding", [0] * n)
+    wanted = ctx.node.attrs.get("output_shape")
+    if auto in ("NOTSET", "") and not wanted:
+        return list(ctx.attr("pads", [0] * 2 * n))[:n]
+    if auto == "VALID" and not wanted:
+        return [0] * n
+    begin = []
+    for i in range(n):
+        size = (ctx.x.shape or (None,) * (n + 2))[2 + i]
+        span = dilations[i] * (kernel[i] - 1) + 1
+        if wanted:
+            assert isinstance(size, int), "output_shape needs known sizes"
+            total = strides[i] * (size - 1) + output_padding[i] + span - list(wanted)[-n:][i]
+        else:
+            total = output_padding[i] + span - strides[i]
+        total = max(total, 0)
+        begin.append(total // 2 if auto != "SAME_LOWER" else total - total // 2)
+    return begin
+
+
+@vjp("Gemm", linear=Linear())
+def gemm(ctx: Context) -> Messages:
+    """y = alpha A' B' + beta C, with ' the optional transposes."""
+    b, c = ctx.b, ctx.c
+    left, right = ctx.node.inp(0), ctx.node.inp(1)
+    ta, tb, alpha = int(ctx.attr("transA")), int(ctx.attr("transB")), float(ctx.attr("alpha"))
+    into_a = into_b = into_c = None
+    if ctx.need[0]:
+        into_a = (
+            b.Gemm(right, c, transA=tb, transB=1, alpha=alpha) if ta else b.Gemm(c, right, transB=1 - tb, alpha=alpha)
+        )
+    if ctx.need[1]:
+        into_b = b.Gemm(c, left, transA=1, transB=ta, alpha=alpha) if tb else b.Gemm(left, c, transA=1 - ta, alpha=alpha)
+    if len(ctx.need) > 2 and ctx.need[2]:
+        into_c = c * float(ctx.attr("beta"))
+    return [into_a, into_b, into_c][: len(ctx.node.x)]
+
+
+@vjp("MatMul", linear=Linear())
+def matmul(ctx: Context) -> Messages:
+    """c B^T and A^T c, vectors as in numpy; a third input, in views only, is a bias."""
+    b, c = ctx.b, ctx.c
+    left, right = ctx.node.inp(0), ctx.node.inp(1)
+    a2 = b.Unsqueeze(left, [0]) if left.rank == 1 else left
+    b2 = b.Unsqueeze(right, [1]) if right.rank == 1 else right
+    if right.rank == 1:
+        c = b.Unsqueeze(c, [-1])
+    if left.rank == 1:
+        c = b.Unsqueeze(c, [-2])
+    into_a = into_b = None
+    if ctx.need[0]:
+        full = b.unbroadcast(b.MatMul(c, swapped(b, b2)), a2)
+        into_a = b.reshape_like(full, left) if left.rank == 1 else full
+    if ctx.need[1]:
+        full = b.unbroadcast(b.MatMul(swapped(b, a2), c), b2)
+        into_b = b.reshape_like(full, right) if right.rank == 1 else full
+    return [into_a, into_b, ctx.c][: len(ctx.node.x)]
+
+
+def swapped(b: Builder, t: Tensor) -> Tensor:
+    """The last two axes swapped."""
+    n = t.rank or 2
+    return b.Transpose(t, perm=[*range(n - 2), n - 1, n - 2])

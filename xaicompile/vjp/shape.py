@@ -1,0 +1,318 @@
+"""Ops that move, cut, join or repeat values: their transposes are such ops too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xaicompile.ir import Builder, Tensor, View
+from xaicompile.registry import Context, Messages, stop, vjp
+
+END = 2**63 - 1
+
+stop("Reshape", 1)
+stop("Squeeze", 1)
+stop("Unsqueeze", 1)
+stop("Split", 1)
+stop("Slice", 1, 2, 3, 4)
+stop("Pad", 1, 3)
+stop("Expand", 1)
+stop("Tile", 1)
+stop("CumSum", 1)
+stop("Trilu", 1)
+stop("Dropout", 1, 2)
+stop("CastLike", 1)
+
+
+def known_ints(t: Tensor | None) -> list[int] | None:
+    """The numbers of an integer constant, None where they are not known."""
+    return None if t is None or t.value is None else [int(v) for v in t.value.reshape(-1)]
+
+
+def rank_of(t: Tensor) -> int:
+    """The tensor's rank, which transposes that work axis by axis need."""
+    assert t.rank is not None, f"the rank of {t.name} is not known"
+    return t.rank
+
+
+def with_dim(b: Builder, t: Tensor, axis: int, like: Tensor) -> Tensor:
+    """t's shape with the dimension of `axis` taken from `like`, as an int64 vector."""
+    parts = [b.shape_of(t, 0, axis)] if axis else []
+    parts.append(b.dim(like, axis))
+    if axis + 1 < rank_of(t):
+        parts.append(b.shape_of(t, axis + 1))
+    if all(p.value is not None for p in parts):
+        return b.const(np.concatenate([np.asarray(p.value) for p in parts]))
+    return b.Concat(*parts, axis=0) if len(parts) > 1 else parts[0]
+
+
+def positions(b: Builder, x: Tensor, axis: int) -> Tensor:
+    """0, 1, ... along an axis of x."""
+    size = (x.shape or ())[axis]
+    if isinstance(size, int):
+        return b.const(np.arange(size, dtype=np.int64))
+    return b.Range(b.const(np.int64(0)), b.Squeeze(b.dim(x, axis), [0]), b.const(np.int64(1)))
+
+
+def padded(b: Builder, c: Tensor, before: dict[int, Tensor], like: Tensor) -> Tensor:
+    """c with zeros before and behind it along some axes, to the size of `like`; `before` holds [1] vectors."""
+    axes = sorted(before)
+    front = joined(b, [before[a] for a in axes])
+    behind = joined(b, [b.dim(like, a) for a in axes]) - joined(b, [b.dim(c, a) for a in axes]) - front
+    known, sizes = front.value, [(t.shape or ())[a] for a in axes for t in (like, c)]
+    if known is not None and all(isinstance(s, int) for s in sizes):
+        static = [int(p or 0) - int(q or 0) - f for p, q, f in zip(sizes[::2], sizes[1::2], known, strict=True)]
+        if not any(known) and not any(static):
+            return c
+        behind = b.const(np.asarray(static, np.int64))
+        if len(axes) == rank_of(c):
+            return b.op("Pad", c, [*known.tolist(), *static], shape=like.shape)
+    shape = tuple((like.shape or ())[i] if i in before else d for i, d in enumerate(c.shape or ()))
+    return b.op("Pad", c, joined(b, [front, behind]), None, axes, shape=shape)
+
+
+def joined(b: Builder, vectors: Sequence[Tensor]) -> Tensor:
+    """Int64 vectors one after the other; a constant where all are known."""
+    if all(v.value is not None for v in vectors):
+        return b.const(np.concatenate([np.asarray(v.value).reshape(-1) for v in vectors]))
+    return vectors[0] if len(vectors) == 1 else b.Concat(*vectors, axis=0)
+
+
+@vjp("Identity", layout=True)
+@vjp("Dropout", layout=True)
+@vjp("Expand", layout=True)
+def unchanged(ctx: Context) -> Messages:
+    """c; what Expand added is summed by the backward loop."""
+    return ctx.only(0, ctx.c)
+
+
+@vjp("Cast", layout=True)
+@vjp("CastLike", layout=True)
+def cast(ctx: Context) -> Messages:
+    """c in the input's type."""
+    return ctx.only(0, ctx.c if ctx.c.dtype == ctx.x.dtype else ctx.b.CastLike(ctx.c, ctx.x))
+
+
+@vjp("Reshape", layout=True)
+@vjp("Flatten", layout=True)
+@vjp("Squeeze", layout=True)
+@vjp("Unsqueeze", layout=True)
+def reshaped(ctx: Context) -> Messages:
+    """c in the input's shape."""
+    return ctx.only(0, ctx.b.reshape_like(ctx.c, ctx.x))
+
+
+@vjp("Transpose", layout=True)
+def transpose(ctx: Context) -> Messages:
+    """The inverse permutation."""
+    perm = ctx.attr("perm")
+    if perm is None:
+        return [ctx.b.Transpose(ctx.c)]
+    return [ctx.b.Transpose(ctx.c, perm=[int(i) for i in np.argsort(perm)])]
+
+
+@vjp("DepthToSpace", layout=True)
+def depth_to_space(ctx: Context) -> Messages:
+    """SpaceToDepth, or for CRD (of which there is no inverse op) reshape, transpose, reshape."""
+    b, size = ctx.b, int(ctx.attr("blocksize"))
+    if ctx.attr("mode") == "DCR":
+        return [b.SpaceToDepth(ctx.c, blocksize=size)]
+    block = b.const(np.asarray([size], np.int64))
+    shape = joined(b, [b.shape_of(ctx.c, 0, 2), b.dim(ctx.x, 2), block, b.dim(ctx.x, 3), block])
+    split = b.Transpose(b.Reshape(ctx.c, shape), perm=[0, 1, 3, 5, 2, 4])
+    return [b.reshape_like(split, ctx.x)]
+
+
+@vjp("SpaceToDepth", layout=True)
+def space_to_depth(ctx: Context) -> Messages:
+    """DepthToSpace."""
+    return [ctx.b.DepthToSpace(ctx.c, blocksize=int(ctx.attr("blocksize")), mode="DCR")]
+
+
+@vjp("CumSum", degree=1)
+def cumsum(ctx: Context) -> Messages:
+    """The sum from the other end."""
+    flags = {"reverse": 1 - int(ctx.attr("reverse")), "exclusive": int(ctx.attr("exclusive"))}
+    return ctx.only(0, ctx.b.CumSum(ctx.c, ctx.node.inp(1), **flags))
+
+
+@vjp("Trilu", layout=True)
+def trilu(ctx: Context) -> Messages:
+    """The same triangle of c."""
+    return ctx.only(0, ctx.b.Trilu(ctx.c, *ctx.node.x[1:], upper=int(ctx.attr("upper"))))
+
+
+@vjp("Concat", layout=True)
+def concat(ctx: Context) -> Messages:
+    """Each input's part of c."""
+    b, axis, inputs = ctx.b, int(ctx.attr("axis")), [ctx.node.inp(i) for i in range(len(ctx.node.x))]
+    if len(inputs) == 1:
+        return [ctx.c]
+    axis %= rank_of(ctx.c)
+    sizes = [b.dim(t, axis) for t in inputs]
+    if sum(ctx.need) == 1:
+        i = list(ctx.need).index(True)
+        start = total(b, sizes[:i])
+        return ctx.only(i, b.op("Slice", ctx.c, start, total(b, [start, sizes[i]]), [axis], shape=inputs[i].shape))
+    return list(b.many("Split", len(inputs), ctx.c, joined(b, sizes), axis=axis))
+
+
+def total(b: Builder, sizes: Sequence[Tensor]) -> Tensor:
+    """The sum of [1] vectors; 0 of none."""
+    if all(s.value is not None for s in sizes):
+        return b.const(np.asarray([sum(int(np.asarray(s.value)[0]) for s in sizes)], np.int64))
+    result = sizes[0]
+    for size in sizes[1:]:
+        result = result + size
+    return result
+
+
+@vjp("Split", layout=True)
+def split(ctx: Context) -> Messages:
+    """The parts of c side by side, zeros where an output carries nothing."""
+    b, axis = ctx.b, int(ctx.attr("axis"))
+    parts = [g if g is not None else b.zeros_like(ctx.node.out(i)) for i, g in enumerate(ctx.g)]
+    return ctx.only(0, b.op("Concat", *parts, axis=axis, shape=ctx.x.shape) if len(parts) > 1 else parts[0])
+
+
+@vjp("Slice", layout=True)
+def slice_(ctx: Context) -> Messages:
+    """c padded with zeros where steps are 1 or -1, else c gathered among zeros."""
+    b, c, node = ctx.b, ctx.c, ctx.node
+    axes = sliced_axes(node)
+    steps = known_ints(node.x[4]) if node.has(4) else [1] * len(axes)
+    before: dict[int, Tensor] = {}
+    for i, axis in enumerate(axes):
+        size, step = (ctx.x.shape or ())[axis], None if steps is None else steps[i]
+        bounds = [known_ints(node.x[k]) for k in (1, 2)]
+        if isinstance(size, int) and bounds[0] is not None and bounds[1] is not None and step is not None:
+            kept = range(size)[slice(bounds[0][i], bounds[1][i], step)]  # Python clamps as ONNX does
+            if abs(step) != 1 and len(kept) > 1:
+                c = spread_back(b, c, np.asarray(kept, np.int64), axis, size)
+                continue
+            if step < 0 and len(kept) > 1:
+                c = reverse(b, c, axis)
+            before[axis] = b.const(np.asarray([min(kept, default=0)], np.int64))
+            continue
+        chosen = b.Slice(positions(b, ctx.x, axis), *(b.Slice(v, [i], [i + 1]) for v in slice_inputs(b, node)))
+        if step == 1:
+            before[axis] = first_or_zero(b, chosen)
+        else:
+            c = b.ScatterElements(
+                zeros_with_dim(b, c, axis, ctx.x), along(b, chosen, c, axis), c, axis=axis, reduction="add"
+            )
+    return ctx.only(0, padded(b, c, before, ctx.x) if before else c)
+
+
+def sliced_axes(node: View) -> list[int]:
+    """The axes that a Slice cuts, counted from the front."""
+    rank = rank_of(node.inp(0))
+    if node.has(3):
+        axes = known_ints(node.x[3])
+        assert axes is not None, f"the axes of {node} are not known"
+    else:
+        count = (node.inp(1).shape or (None,))[0]
+        assert isinstance(count, int), f"how many axes {node} cuts is not known"
+        axes = list(range(count))
+    return [a % rank for a in axes]
+
+
+def slice_inputs(b: Builder, node: View) -> list[Tensor]:
+    """Starts, ends, axes (all 0: for a vector) and steps."""
+    count = len(sliced_axes(node))
+    steps = node.inp(4) if node.has(4) else b.const(np.ones(count, np.int64))
+    return [node.inp(1), node.inp(2), b.const(np.zeros(count, steps.dtype)), steps]
+
+
+def first_or_zero(b: Builder, chosen: Tensor) -> Tensor:
+    """The first of a vector of positions as a [1] vector, 0 if it is empty."""
+    return b.Slice(b.Concat(chosen, b.const(np.zeros(1, np.int64)), axis=0), [0], [1])
+
+
+def reverse(b: Builder, c: Tensor, axis: int) -> Tensor:
+    """c back to front along an axis."""
+    return b.op("Slice", c, [-1], [-END], [axis], [-1], shape=c.shape)
+
+
+def spread_back(b: Builder, c: Tensor, places: np.ndarray, axis: int, size: int) -> Tensor:
+    """An array of `size` along the axis with c at `places` (each at most once) and zeros elsewhere."""
+    source = np.full(size, len(places), np.int64)
+    source[places] = np.arange(len(places))
+    if (source == len(places)).any():
+        c = b.Pad(c, [0, 1], None, [axis])
+    return b.Gather(c, source, axis=axis)
+
+
+def zeros_with_dim(b: Builder, c: Tensor, axis: int, like: Tensor) -> Tensor:
+    """Zeros of c's type and shape, but with the dimension of `axis` as in `like`."""
+    shape = None if c.shape is None else (*c.shape[:axis], (like.shape or ())[axis], *c.shape[axis + 1 :])
+    zero = b.const(np.zeros((), c.dtype))
+    return b.op("Expand", zero, with_dim(b, c, axis, like), shape=shape)
+
+
+def along(b: Builder, vector: Tensor, like: Tensor, axis: int) -> Tensor:
+    """A vector that runs along one axis, expanded to the shape of `like`."""
+    rank = rank_of(like)
+    others = [i for i in range(rank) if i != axis]
+    return b.Expand(b.Unsqueeze(vector, others) if others else vector, b.shape_of(like))
+
+
+@vjp("Pad", layout=True)
+def pad(ctx: Context) -> Messages:
+    """Constant padding is cut off, and summed for the value; reflected and repeated values go back where they came from."""
+    b, c, x, node = ctx.b, ctx.c, ctx.x, ctx.node
+    pads, mode = known_ints(node.inp(1)), ctx.attr("mode")
+    axes = list(range(rank_of(x)))
+    if node.has(3):
+        given = known_ints(node.x[3])
+        assert given is not None, f"the axes of {node} are not known"
+        axes = [a % rank_of(x) for a in given]
+    if mode == "constant":
+        into_x = cropped(b, c, node.inp(1), pads, axes, x)
+        into_value = b.sum_axes(c, list(range(rank_of(x)))) - b.sum_axes(into_x, list(range(rank_of(x))))
+        return [into_x, None, into_value][: len(node.x)] + [None] * (len(node.x) - 3)
+    for i, axis in enumerate(axes):
+        if pads is not None and pads[i] == pads[i + len(axes)] == 0:
+            continue
+        size, n = (x.shape or ())[axis], len(axes)
+        if isinstance(size, int) and pads is not None and min(pads[i], pads[i + n]) >= 0:
+            source = b.const(np.pad(np.arange(size, dtype=np.int64), (pads[i], pads[i + n]), mode=mode))
+        else:
+            ends = joined(b, [b.Slice(node.inp(1), [i], [i + 1]), b.Slice(node.inp(1), [i + n], [i + n + 1])])
+            source = b.Pad(positions(b, x, axis), ends, mode=mode)
+        c = b.ScatterElements(zeros_with_dim(b, c, axis, x), along(b, source, c, axis), c, axis=axis, reduction="add")
+    return ctx.only(0, c)
+
+
+def cropped(b: Builder, c: Tensor, amounts: Tensor, pads: list[int] | None, axes: list[int], x: Tensor) -> Tensor:
+    """c without its padding; where padding was negative, with zeros instead of what had been cut off."""
+    if pads is None:
+        return b.op("Pad", c, b.Neg(amounts), None, axes, shape=x.shape)
+    n = len(axes)
+    cut = [i for i in range(n) if pads[i] > 0 or pads[i + n] > 0]
+    if cut:
+        starts = [max(pads[i], 0) for i in cut]
+        ends = [-pads[i + n] if pads[i + n] > 0 else END for i in cut]
+        c = b.Slice(c, starts, ends, [axes[i] for i in cut])
+    back = [max(-p, 0) for p in pads]
+    return b.op("Pad", c, back, None, axes, shape=x.shape) if any(back) else c
+
+
+@vjp("Tile", layout=True)
+def tile(ctx: Context) -> Messages:
+    """The sum over the copies."""
+    b, x, repeats = ctx.b, ctx.x, ctx.node.inp(1)
+    rank = rank_of(x)
+    counts = known_ints(repeats)
+    parts, summed = [], []
+    for axis in range(rank):
+        if counts is None or counts[axis] != 1:
+            summed.append(len(parts))
+            parts.append(
+                b.Slice(repeats, [axis], [axis + 1]) if counts is None else b.const(np.asarray([counts[axis]]))
+            )
+        parts.append(b.dim(x, axis))
+    if not summed:
+        return ctx.only(0, ctx.c)
+    return ctx.only(0, b.op("ReduceSum", b.Reshape(ctx.c, joined(b, parts)), summed, keepdims=0, shape=x.shape))
