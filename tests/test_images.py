@@ -129,17 +129,24 @@ def test_positive_is_red_and_negative_is_blue(tmp_path: Path) -> None:
     relevance = np.ones((10, 10))
     relevance[:, 5:] = -1
     report.draw(tmp_path / "map.png", relevance, title="t")
-    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).reshape(-1, 3)
-    red = (pixels == (255, 0, 0)).all(1).sum()
-    blue = (pixels == (0, 0, 255)).all(1).sum()
-    assert red > 5000 and blue > 5000 and abs(int(red) - int(blue)) < 0.1 * red
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB"))
+    red, blue = (np.argwhere((pixels == colour).all(2)) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert len(red) > 5000 and abs(len(red) - len(blue)) < 0.1 * len(red)
+    assert np.median(red[:, 1]) < np.median(blue[:, 1])
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
-def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(OutputError, match="nowhere"):
         report.draw(tmp_path / "nowhere" / "map.png", np.ones((4, 4)), title="t")
     with pytest.raises(OutputError, match=r"map\.xyz"):
         report.draw(tmp_path / "map.xyz", np.ones((4, 4)), title="t")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OutputError, match="No space"):
+        report.draw(tmp_path / "map.png", np.ones((4, 4)), title="t")
     assert list(tmp_path.iterdir()) == []
