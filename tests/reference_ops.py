@@ -8,7 +8,7 @@ What is wrong in onnx 1.23's own evaluator (each seen against ONNX Runtime, see 
 * ``LRN`` loops over the batch where it means the channels.
 * ``GlobalMaxPool`` reduces the wrong axes unless the input has four dimensions; ``GlobalLpPool`` does not exist.
 * ``Pad`` refuses negative pads (they crop); ``GatherElements`` refuses negative indices and indices of a smaller shape.
-* ``Erf`` computes in float32 whatever the input type is.
+* ``Erf``, and with it ``Gelu``, computes in float32 whatever the input type is.
 * ``Mean`` adds in place, so a first operand that has to be broadcast raises.
 
 Every class is named after the operator it replaces: pass ``NEW_OPS`` as ``new_ops=``, or use ``evaluator``.
@@ -248,6 +248,15 @@ class Erf(OpRun):
         return (np.asarray(_erf(x) if np.size(x) else x).astype(x.dtype),)
 
 
+class Gelu(OpRun):
+    def _run(self, x, approximate=None):  # type: ignore[no-untyped-def]
+        if approximate == "tanh":
+            inner = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        else:
+            inner = np.asarray(_erf(x / math.sqrt(2)))
+        return ((0.5 * x * (1 + inner)).astype(x.dtype),)
+
+
 class Mean(OpRun):
     def _run(self, *args):  # type: ignore[no-untyped-def]
         total = args[0]
@@ -268,6 +277,7 @@ NEW_OPS: list[type[OpRun]] = [
     Pad,
     GatherElements,
     Erf,
+    Gelu,
     Mean,
 ]
 

@@ -45,6 +45,7 @@ class Case:
         order2: Whether the second derivative is checked too.
         carries: False for an operator whose gradient is zero: the input then also reaches the output on a second path.
         dynamic: Whether the row is also run with every dimension of every input unknown.
+        half: Whether ONNX Runtime's CPU provider has the operator itself in float16.
         runtime: Whether ONNX Runtime's CPU provider has a kernel for the row.
     """
 
@@ -58,6 +59,7 @@ class Case:
     order2: bool = False
     carries: bool = True
     dynamic: bool = True
+    half: bool = True
     runtime: bool = True
 
     @property

@@ -118,7 +118,7 @@ def central_difference(
 
 
 def relative_error(got: Array, want: Array) -> float:
-    """Returns the largest error as a part of the largest value; NaN where the shapes differ or a value is not finite."""
+    """Returns the largest error over the largest value; NaN where the shapes differ or a value is not finite."""
     if got.shape != want.shape or not np.isfinite(got).all():
         return float("nan")
     if not want.size:

@@ -31,8 +31,8 @@ SMOOTH = [
     case("Elu", "default", real(*SHAPE, avoid=[0])),
     case("Selu", "default", real(*SHAPE, avoid=[0]), order2=True),
     case("Selu", "alpha and gamma", real(*SHAPE, avoid=[0]), alpha=1.25, gamma=0.5),
-    case("Celu", "alpha", real(*SHAPE, avoid=[0]), alpha=0.5, order2=True),
-    case("Celu", "default", real(*SHAPE, avoid=[0])),
+    case("Celu", "alpha", real(*SHAPE, avoid=[0]), alpha=0.5, order2=True, half=False),
+    case("Celu", "default", real(*SHAPE, avoid=[0]), half=False),
 ]
 
 PIECEWISE = [

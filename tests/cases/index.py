@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.cases import Arg, case, const, given, ints, real
+from tests.cases import Arg, case, const, given, ints, real, spread
 
 
 def live(values: object) -> Arg:
@@ -34,13 +34,59 @@ GATHER = [
 SCATTER = [
     case("ScatterElements", "overwrite", real(3, 4), live([[0, 2, 1, 0]]), real(1, 4)),
     case("ScatterElements", "overwrite, axis 1", real(2, 5), live([[1, -1], [0, 3]]), real(2, 2), axis=1, order2=True),
-    case("ScatterElements", "add", real(3, 4), live([[0, 2, 1, 0], [0, 2, 1, 2]]), real(2, 4), reduction="add"),
-    case("ScatterElements", "add to a constant", const(real(6)), live([1, 1, -1, 5]), real(4), reduction="add"),
-    case("ScatterElements", "smaller than the data", real(3, 4), live([[1, 2]]), real(1, 2), reduction="add", axis=0),
+    case(
+        "ScatterElements",
+        "add",
+        real(3, 4),
+        live([[0, 2, 1, 0], [0, 2, 1, 2]]),
+        real(2, 4),
+        reduction="add",
+        half=False,
+    ),
+    case(
+        "ScatterElements",
+        "add to a constant",
+        const(real(6)),
+        live([1, 1, -1, 5]),
+        real(4),
+        reduction="add",
+        half=False,
+    ),
+    case(
+        "ScatterElements",
+        "smaller than the data",
+        real(3, 4),
+        live([[1, 2]]),
+        real(1, 2),
+        reduction="add",
+        half=False,
+        axis=0,
+    ),
+    case(
+        "ScatterElements",
+        "max",
+        spread(3, 4),
+        live([[0, 2, 1, 0]]),
+        spread(1, 4, low=-1.8, high=2.1),
+        reduction="max",
+        half=False,
+    ),
+    case(
+        "ScatterElements", "min", spread(6), live([1, 1, 5]), spread(3, low=-1.8, high=2.1), reduction="min", half=False
+    ),
+    case(
+        "ScatterND",
+        "max",
+        spread(4, 3),
+        live([[2], [2], [0]]),
+        spread(3, 3, low=-1.8, high=2.1),
+        reduction="max",
+        half=False,
+    ),
     case("ScatterND", "overwrite rows", real(4, 3), live([[2], [0]]), real(2, 3), order2=True),
     case("ScatterND", "overwrite points", real(2, 3), live([[0, 1], [1, -1]]), real(2)),
-    case("ScatterND", "add, repeated", real(4, 3), live([[2], [2], [0]]), real(3, 3), reduction="add"),
-    case("ScatterND", "add points", real(2, 3, 2), live([[0, 1], [0, 1]]), real(2, 2), reduction="add"),
+    case("ScatterND", "add, repeated", real(4, 3), live([[2], [2], [0]]), real(3, 3), reduction="add", half=False),
+    case("ScatterND", "add points", real(2, 3, 2), live([[0, 1], [0, 1]]), real(2, 2), reduction="add", half=False),
 ]
 
 INDICES = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Messages, stop, vjp
-from xaicompile.vjp.shape import positions, rank_of, spread_back
+from xaicompile.vjp.shape import positions, rank_of, scatter_add, spread_back
 
 stop("Gather", 1)
 stop("GatherElements", 1)
@@ -35,7 +37,7 @@ def gather(ctx: Context) -> Messages:
         c = b.Transpose(c, perm=order)
         x = b.Transpose(x, perm=[axis, *range(axis), *range(axis + 1, rank)])
     points = b.Unsqueeze(as_int64(b, indices), [-1])
-    moved = b.ScatterND(b.zeros_like(x), points, c, reduction="add")
+    moved = scatter_add(b, b.zeros_like(x), points, c)
     return ctx.only(0, b.Transpose(moved, perm=[*range(1, axis + 1), 0, *range(axis + 1, rank)]) if axis else moved)
 
 
@@ -49,7 +51,7 @@ def gather_elements(ctx: Context) -> Messages:
     """c added up where it was gathered."""
     axis = int(ctx.attr("axis"))
     zeros = ctx.b.zeros_like(ctx.x)
-    return ctx.only(0, ctx.b.ScatterElements(zeros, ctx.node.inp(1), ctx.c, axis=axis, reduction="add"))
+    return ctx.only(0, scatter_add(ctx.b, zeros, ctx.node.inp(1), ctx.c, axis))
 
 
 @vjp("GatherND", layout=True)
@@ -65,7 +67,7 @@ def gather_nd(ctx: Context) -> Messages:
             others = [i for i in range(rank) if i != axis]
             grid.append(b.Expand(b.Unsqueeze(positions(b, indices, axis), others), shape))
         indices = b.Concat(*grid, indices, axis=-1)
-    return ctx.only(0, b.ScatterND(b.zeros_like(ctx.x), indices, ctx.c, reduction="add"))
+    return ctx.only(0, scatter_add(b, b.zeros_like(ctx.x), indices, ctx.c))
 
 
 @vjp("ScatterElements", degree=1)
@@ -81,7 +83,7 @@ def scatter_nd(ctx: Context) -> Messages:
     return scattered(ctx, ("ScatterND", "GatherND"), {})
 
 
-def scattered(ctx: Context, ops: tuple[str, str], attrs: dict[str, int]) -> Messages:
+def scattered(ctx: Context, ops: tuple[str, str], attrs: dict[str, Any]) -> Messages:
     """Both scatters; under max and min the winners share c, as with the reductions."""
     b, (data, indices, updates) = ctx.b, (ctx.node.inp(i) for i in range(3))
     scatter, gather = ops
@@ -95,7 +97,7 @@ def scattered(ctx: Context, ops: tuple[str, str], attrs: dict[str, int]) -> Mess
         raise UnsupportedError(f"{ctx.node}: no gradient for reduction '{reduction}'")
     kept = b.CastLike(b.Equal(data, ctx.y), ctx.c)
     won = b.CastLike(b.Equal(updates, b.op(gather, ctx.y, indices, **attrs)), ctx.c)
-    ties = b.op(scatter, kept, indices, won, reduction="add", **attrs)
+    ties = scatter_add(b, kept, indices, won, **attrs)
     share = ctx.c / b.Max(ties, 1.0)
     return [kept * share, None, won * b.op(gather, share, indices, **attrs) if ctx.need[2] else None]
 
@@ -118,4 +120,4 @@ def top_k(ctx: Context) -> Messages:
     if places is None:
         places = ctx.b.many("TopK", 2, *ctx.node.x, **ctx.node.attrs)[1]
     zeros = ctx.b.zeros_like(ctx.x)
-    return ctx.only(0, ctx.b.ScatterElements(zeros, places, ctx.c, axis=int(ctx.attr("axis")), reduction="add"))
+    return ctx.only(0, scatter_add(ctx.b, zeros, places, ctx.c, int(ctx.attr("axis"))))

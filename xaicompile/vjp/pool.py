@@ -14,7 +14,7 @@ from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Messages, vjp
 from xaicompile.vjp.linear import Window, conv_transposed, window_of
 from xaicompile.vjp.reduce import lp_derivative, lp_share
-from xaicompile.vjp.shape import joined, positions
+from xaicompile.vjp.shape import joined, positions, scatter_add
 
 
 @vjp("MaxPool", degree=1)
@@ -27,7 +27,7 @@ def max_pool(ctx: Context) -> Messages:
         attrs = {k: v for k, v in ctx.node.attrs.items() if k != "storage_order"}
         places = b.many("MaxPool", 2, ctx.x, **attrs)[1]
     zeros = b.zeros_like(b.Reshape(ctx.x, [-1]))
-    moved = b.ScatterElements(zeros, b.Reshape(places, [-1]), b.Reshape(ctx.c, [-1]), axis=0, reduction="add")
+    moved = scatter_add(b, zeros, b.Reshape(places, [-1]), b.Reshape(ctx.c, [-1]), axis=0)
     return [b.reshape_like(moved, ctx.x)]
 
 
@@ -111,9 +111,9 @@ def axis_counts(ctx: Context, window: Window, axis: int, end: int) -> Tensor:
         total = b.Max((b.dim(ctx.y, 2 + axis) - 1) * stride + span - length, b.const(np.asarray([0], np.int64)))
         front = b.Div(total + (1 if ctx.attr("auto_pad") == "SAME_LOWER" else 0), 2)
     first = b.Unsqueeze(positions(b, ctx.y, 2 + axis) * stride - front, [1])
-    low, high = (-front, length + end) if include else (b.const(np.asarray([0], np.int64)), length)
-    places = first + b.const(steps)
-    counted = b.Cast(b.And(places >= low, places < high), to=7)
+    at = first + b.const(steps)
+    inside = b.And(at >= -front, at < length + end) if include else b.And(at >= 0, at < length)
+    counted = b.Cast(inside, to=7)
     return b.ReduceSum(counted, [1], keepdims=0)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from xaicompile.ir import Builder, Tensor, View
+from xaicompile.ir.graph import Shape
 from xaicompile.registry import Context, Messages, stop, vjp
 
 END = 2**63 - 1
@@ -52,7 +53,8 @@ def positions(b: Builder, x: Tensor, axis: int) -> Tensor:
     size = (x.shape or ())[axis]
     if isinstance(size, int):
         return b.const(np.arange(size, dtype=np.int64))
-    return b.Range(b.const(np.int64(0)), b.Squeeze(b.dim(x, axis), [0]), b.const(np.int64(1)))
+    zero, one = (b.const(np.asarray(v, np.int64)) for v in (0, 1))
+    return b.Range(zero, b.Squeeze(b.dim(x, axis), [0]), one)
 
 
 def padded(b: Builder, c: Tensor, before: dict[int, Tensor], like: Tensor) -> Tensor:
@@ -199,9 +201,7 @@ def slice_(ctx: Context) -> Messages:
         if step == 1:
             before[axis] = first_or_zero(b, chosen)
         else:
-            c = b.ScatterElements(
-                zeros_with_dim(b, c, axis, ctx.x), along(b, chosen, c, axis), c, axis=axis, reduction="add"
-            )
+            c = scatter_add(b, zeros_with_dim(b, c, axis, ctx.x), along(b, chosen, c, axis), c, axis)
     return ctx.only(0, padded(b, c, before, ctx.x) if before else c)
 
 
@@ -251,6 +251,20 @@ def zeros_with_dim(b: Builder, c: Tensor, axis: int, like: Tensor) -> Tensor:
     return b.op("Expand", zero, with_dim(b, c, axis, like), shape=shape)
 
 
+def scatter_add(
+    b: Builder, zeros: Tensor, indices: Tensor, c: Tensor, axis: int | None = None, shape: Shape | None = None
+) -> Tensor:
+    """c added up at indices: along an axis, or at points. In float32 for float16, which runtimes refuse to add up."""
+    wide = c.dtype == np.float16
+    if wide:
+        zeros, c = b.Cast(zeros, to=1), b.Cast(c, to=1)
+    if axis is None:
+        moved = b.op("ScatterND", zeros, indices, c, reduction="add", shape=shape)
+    else:
+        moved = b.op("ScatterElements", zeros, indices, c, axis=axis, reduction="add", shape=shape)
+    return b.Cast(moved, to=10) if wide else moved
+
+
 def along(b: Builder, vector: Tensor, like: Tensor, axis: int) -> Tensor:
     """A vector that runs along one axis, expanded to the shape of `like`."""
     rank = rank_of(like)
@@ -260,7 +274,7 @@ def along(b: Builder, vector: Tensor, like: Tensor, axis: int) -> Tensor:
 
 @vjp("Pad", layout=True)
 def pad(ctx: Context) -> Messages:
-    """Constant padding is cut off, and summed for the value; reflected and repeated values go back where they came from."""
+    """Constant padding is cut off, and summed for the value; reflected and repeated values go back to their origin."""
     b, c, x, node = ctx.b, ctx.c, ctx.x, ctx.node
     pads, mode = known_ints(node.inp(1)), ctx.attr("mode")
     axes = list(range(rank_of(x)))
@@ -281,7 +295,7 @@ def pad(ctx: Context) -> Messages:
         else:
             ends = joined(b, [b.Slice(node.inp(1), [i], [i + 1]), b.Slice(node.inp(1), [i + n], [i + n + 1])])
             source = b.Pad(positions(b, x, axis), ends, mode=mode)
-        c = b.ScatterElements(zeros_with_dim(b, c, axis, x), along(b, source, c, axis), c, axis=axis, reduction="add")
+        c = scatter_add(b, zeros_with_dim(b, c, axis, x), along(b, source, c, axis), c, axis)
     return ctx.only(0, c)
 
 
@@ -305,7 +319,8 @@ def tile(ctx: Context) -> Messages:
     b, x, repeats = ctx.b, ctx.x, ctx.node.inp(1)
     rank = rank_of(x)
     counts = known_ints(repeats)
-    parts, summed = [], []
+    parts: list[Tensor] = []
+    summed: list[int] = []
     for axis in range(rank):
         if counts is None or counts[axis] != 1:
             summed.append(len(parts))
