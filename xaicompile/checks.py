@@ -72,6 +72,7 @@ def check(
     explained: ModelLike,
     source: ModelLike,
     *,
+    rule: str | None = None,
     base_dir: str | os.PathLike[str] | None = None,
     inputs: np.ndarray | Mapping[str, np.ndarray] | None = None,
     device: str = "cpu",
@@ -84,6 +85,7 @@ def check(
     Args:
         explained: The emitted model.
         source: The model that it was compiled from.
+        rule: The rule set that it should have been compiled with; None takes the one that its metadata names.
         base_dir: Folder of the external data, for models that are not given as paths.
         inputs: Inputs to run on; seeded random ones if None.
         device: `cpu` or `cuda`.
@@ -94,7 +96,7 @@ def check(
     report = CheckReport()
     structure(report, proto_of(explained), proto_of(source))
     if hashes:
-        provenance(report, proto_of(explained), source)
+        provenance(report, proto_of(explained), source, rule)
     ours = Session(explained, device=device, base_dir=base_dir)
     theirs = Session(source, device=device, base_dir=base_dir)
     behaviour(report, ours, theirs, inputs=inputs, seed=seed, exact=exact)
@@ -146,8 +148,10 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def provenance(report: CheckReport, explained: onnx.ModelProto, source: ModelLike) -> None:
+def provenance(report: CheckReport, explained: onnx.ModelProto, source: ModelLike, rule: str | None = None) -> None:
     """The hashes in the metadata are those of the source model and of the rule set."""
+    from xaicompile import composite
+
     metadata = metadata_of(explained)
     if "xaicompile.version" not in metadata:
         report.add("provenance", False, "no xaicompile metadata: was this model compiled by xaicompile?")
@@ -155,11 +159,18 @@ def provenance(report: CheckReport, explained: onnx.ModelProto, source: ModelLik
     stated, seen = metadata.get("xaicompile.source_sha256", ""), source_sha256(source)
     detail = f"sha256 {seen[:12]}" if stated == seen else f"sha256 is {seen[:12]}, the metadata states {stated[:12]}"
     report.add("source hash", stated == seen, detail)
-    text, stated = metadata.get("xaicompile.rule_text", ""), metadata.get("xaicompile.rule_sha256", "")
-    seen = hashlib.sha256(text.encode()).hexdigest()
-    name = metadata.get("xaicompile.rule", "?")
-    detail = f"{name}, sha256 {seen[:12]}" if stated == seen else f"{name}: the rule set's text was changed"
-    report.add("rule hash", bool(text) and stated == seen, detail)
+    name, stated = metadata.get("xaicompile.rule", ""), metadata.get("xaicompile.rule_sha256", "")
+    seen = hashlib.sha256(metadata.get("xaicompile.rule_text", "").encode()).hexdigest()
+    if stated != seen:
+        report.add("rule hash", False, f"the text of '{name}' in the metadata was changed")
+    elif rule is None and name not in composite.shipped():
+        report.add(
+            "rule hash", True, f"'{name}', sha256 {seen[:12]}; it is no shipped rule set (--rule compares a file)"
+        )
+    else:
+        here = composite.load(rule or name).sha256
+        other = f"compiled with another '{name}' than the one here (sha256 {seen[:12]}, here {here[:12]})"
+        report.add("rule hash", here == seen, f"'{name}', sha256 {seen[:12]}" if here == seen else other)
 
 
 def source_sha256(source: ModelLike) -> str:

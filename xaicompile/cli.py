@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xaicompile._version import __version__
 from xaicompile.errors import CheckFailed, OutputError, RuleError, XaiCompileError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Cli(click.Group):
 
 
 @click.group(cls=Cli, epilog=EXIT_CODES, context_settings={"max_content_width": 120}, no_args_is_help=True)
-@click.version_option(package_name="xaicompile", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Compile an ONNX model into one that gives the same prediction and, beside it, its explanation."""
 
@@ -161,6 +162,18 @@ def _preprocess(options: Mapping[str, Any]) -> Preprocess | None:
     return Preprocess.from_options(options["mean"], options["std"], options["size"], float(span) if span else None)
 
 
+def _box(preprocess: Preprocess | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`low` and `high` from mean and std, where the rule takes them."""
+    if preprocess is None or not (options["mean"] or options["std"] or options["span"]):
+        return {}
+    from xaicompile import composite
+
+    if not {"low", "high"} <= set(composite.load(options["rule"]).accepted):
+        return {}
+    low, high = preprocess.box()
+    return {"low": low, "high": high} if len(low) > 1 else {"low": low[0], "high": high[0]}
+
+
 def _compile(model: str, options: Mapping[str, Any]) -> Compiled:
     from xaicompile.compiler import compile_model
 
@@ -168,7 +181,7 @@ def _compile(model: str, options: Mapping[str, Any]) -> Compiled:
     return compile_model(
         model,
         options["rule"],
-        parameters=_parameters(options["settings"]),
+        parameters={**_box(preprocess, options), **_parameters(options["settings"])},
         target=_target(options["target"]),
         explain_output=options["explain_output"],
         explain_input=options["explain_input"] or None,
@@ -309,11 +322,13 @@ def rules_command(as_json: bool) -> None:
     """List the rule sets that --rule takes by name."""
     from xaicompile import composite
 
-    found = composite.available()
+    found = [composite.load(name) for name in composite.shipped()]
     if as_json:
-        _json([{"name": one.name, "doc": one.doc, "parameters": one.parameters} for one in found])
+        _json([{"name": r.name, "doc": r.doc, "cite": r.cite, "parameters": r.accepted} for r in found])
         return
-    _table([(one.name, ", ".join(f"{k}={v}" for k, v in one.parameters.items()), one.doc) for one in found], "")
+    for rules in found:
+        settings = ", ".join(f"{key}={value}" for key, value in rules.parameters.items())
+        click.echo(f"{rules.name:<26}{rules.doc}{f'  ({settings})' if settings else ''}")
 
 
 @cli.command("inspect")
@@ -338,20 +353,21 @@ def inspect_command(model: str, as_json: bool, **options: Any) -> None:
 @cli.command("check")
 @click.argument("explained")
 @click.option("--against", "source", required=True, metavar="MODEL", help="The model that it was compiled from.")
+@click.option("--rule", "-r", metavar="RULE", help="The rule set that it should have been compiled with.")
 @click.option("--input", "array", metavar="FILE", help="Run on this .npy or .npz instead of random numbers.")
 @click.option("--exact", is_flag=True, help="Fail unless the prediction is bit-identical, fusions or not.")
 @click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
 @device_option
 @json_option
 def check_command(
-    explained: str, source: str, array: str | None, exact: bool, seed: int, device: str, as_json: bool
+    explained: str, source: str, rule: str | None, array: str | None, exact: bool, seed: int, device: str, as_json: bool
 ) -> None:
     """Check that EXPLAINED keeps its contract: same prediction, finite relevance, closed ledger, right hashes."""
     from xaicompile.checks import check
     from xaicompile.images import read_arrays
 
     inputs = read_arrays(array) if array else None
-    report = check(explained, source, inputs=inputs, device=device, seed=seed, exact=exact)
+    report = check(explained, source, rule=rule, inputs=inputs, device=device, seed=seed, exact=exact)
     if as_json:
         _json(report.to_dict())
     else:

@@ -18,13 +18,14 @@ from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
 from xaicompile.errors import UnsupportedError
 from xaicompile.explained import Explained, choose_inputs, choose_output, seed_of, total_per_sample
-from xaicompile.facts import Facts
+from xaicompile.facts import Facts, find_constants
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.model import ModelLike
 from xaicompile.passes import canonical
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
 
+RECTIFYING = {"gradient", "default", "guided"}  # rules that pass nothing where a ReLU was off
 Reduce = Literal["sum", "mean", "max"]
 
 
@@ -90,12 +91,14 @@ def compile_model(
     b.method = rules.name
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input)
+    find_constants(p)
     canonical.run(p, keep={end.tensor.name, *(t.name for t in p.outputs), *layers})
     facts = Facts(p, [t.name for t in inputs], box_of(rules.parameters))
     taps = [tapped(p, facts, name) for name in layers]
     views = on_the_way(p, facts, end.tensor)
     refuse_unsupported(views)
     choices = composites.assign(rules, views, facts)
+    facts.trust_activations(v for v, choice in choices.items() if choice.rule in RECTIFYING)
 
     seed = seed_of(p, end, inputs[0], target, explain_reduce)
     kept: Ledger | None = {} if ledger else None

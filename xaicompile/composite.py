@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xaicompile import registry
 from xaicompile.backward import Picked
 from xaicompile.errors import RuleError
@@ -66,12 +68,31 @@ class Composite:
         """Overrides parameters.
 
         Raises:
-            RuleError: No rule of the set takes a parameter of that name.
+            RuleError: No rule of the set takes a parameter of that name, or not such a value.
         """
         for key, value in given.items():
             if key not in self.accepted:
                 raise nearest(key, self.accepted, f"parameter of rule '{self.name}'")
-            self.parameters[key] = value
+            self.parameters[key] = valid(key, value, self.accepted[key])
+
+
+def valid(key: str, value: Any, default: Any) -> Any:
+    """The value of a parameter, if it is of the kind of its default: text, a number, or (for a box) numbers.
+
+    Raises:
+        RuleError: It is not.
+    """
+    if isinstance(default, str):
+        if isinstance(value, str):
+            return value
+        raise RuleError(f"parameter '{key}' is a word such as '{default}', not {value!r}")
+    box = key in ("low", "high")
+    numbers = np.asarray(value if value is not None else 0.0)
+    if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all() or (numbers.ndim and not box):
+        raise RuleError(f"parameter '{key}' is {'one number, or one a channel' if box else 'a number'}, not {value!r}")
+    if not box and numbers < 0:
+        raise RuleError(f"parameter '{key}' is {value}; it must not be negative")
+    return value
 
 
 def folders() -> Iterator[Path]:

@@ -7,7 +7,7 @@ by what stands here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,18 @@ class Facts:
         return "" if t is None else self.makers.get(t.name, "")
 
     def _read_activations(self) -> None:
-        """Reads off which tensors feed only a ReLU, once the views are final."""
         self.makers = {y.name: v.op for v in self.program.views for y in v.y if y is not None}
         consumers = self.program.consumers()
         outputs = {t.name for t in self.program.outputs}
         for view in self.program.views:
             x = view.x[0] if view.x else None
-            if view.op == "Relu" and x is not None and len(consumers[x.name]) == 1 and x.name not in outputs:
+            if x is not None and rectifies(view) and len(consumers[x.name]) == 1 and x.name not in outputs:
                 self.activation[x.name] = view.out(0)
+
+    def trust_activations(self, views: Iterable[View]) -> None:
+        """Keeps `activation` only for ReLUs among these views, whose rule passes nothing where they were off."""
+        trusted = {v.x[0].name for v in views if v.x and v.x[0] is not None}
+        self.activation = {k: v for k, v in self.activation.items() if k in trusted}
 
     def on_path(self, t: Tensor | None) -> bool:
         """True if a message through t can reach an explained input."""
@@ -84,15 +88,33 @@ class Facts:
         carries = any(self.on_path(t) for i, t in enumerate(view.x) if i not in stopped)
         if (carries or any(self.on_path(t) for t in view.captures)) and not row.zero:
             self.path.update(y.name for y in view.y if y is not None and (y.is_float or y.dtype is None))
-        for y in view.y:
-            if y is not None and all(t.constant for t in reads) and not view.op.startswith("Random"):
-                y.constant = view.domain == "" and view.op not in ("Bernoulli", "Multinomial")
-        fold(view)
         transfer = TRANSFER.get(view.op) if view.domain == "" else None
         if transfer is not None and view.y and view.y[0] is not None:
             low, high = transfer(view, [self.bounds(t) for t in view.x])
             if not (math.isnan(low) or math.isnan(high)) and (low, high) != ANY:
                 self.interval[view.out(0).name] = (low, high)
+
+
+def rectifies(view: View) -> bool:
+    """True for ops whose derivative is 0 wherever their input is <= 0 and whose output is the input elsewhere or flat."""
+    if view.domain:
+        return False
+    low = view.x[1].value if view.op == "Clip" and view.has(1) and view.x[1] is not None else None
+    return view.op == "Relu" or low is not None and low.size == 1 and float(low.reshape(-1)[0]) >= 0
+
+
+RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+
+
+def find_constants(program: Program) -> None:
+    """Marks what no graph input reaches, and works out small integers, booleans and known shapes."""
+    for view in program.views:
+        reads = [t for t in (*view.x, *view.captures) if t is not None]
+        if all(t.constant for t in reads) and not view.domain and view.op not in RANDOM:
+            for y in view.y:
+                if y is not None:
+                    y.constant = True
+        fold(view)
 
 
 def fold(view: View) -> None:

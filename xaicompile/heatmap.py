@@ -48,7 +48,9 @@ def explain_file(
     feed, pixels = _read(session, source, preprocess)
     chosen = None if target is None else class_index(target, names)
     name = session.metadata.get("xaicompile.target", "target")
-    if chosen is not None and name in {port.name for port in session.overridable}:
+    if chosen is not None:
+        if name not in {port.name for port in session.overridable}:
+            raise RuleError("--target: this model explains a reduction of its output, not one element")
         feed[name] = np.array([chosen], np.int64)
     result = session.run(feed)
     found = {key: np.asarray(result[value]) for key, value in relevance.items()}

@@ -165,6 +165,18 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def run(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    inputs: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Load a model, run it once and return every output by name; see `Session` and `adapt`."""
+    session = Session(model, device=device, base_dir=base_dir)
+    return session.run(adapt(session, inputs))
+
+
 def adapt(session: Session, inputs: np.ndarray | Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Match arrays with the inputs of a session: an array alone goes to the only input, types are cast."""
     if not isinstance(inputs, Mapping):

@@ -208,7 +208,7 @@ def begin_of_transpose(ctx: Context, kernel: Sequence[int], strides: Sequence[in
         else:
             total = output_padding[i] + span - strides[i]
         total = max(total, 0)
-        begin.append(total // 2 if auto != "SAME_LOWER" else total - total // 2)
+        begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
     return begin
 
 
