@@ -58,11 +58,11 @@ def cnn(softmax: bool = False, batch: str | int = "N", channels: int = 3) -> onn
     return finish(nodes, [x], [y], weights)
 
 
-def one_node(op: str, dtype_in: int = TensorProto.FLOAT, dtype_out: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """One elementwise node on `[N, 4]`."""
-    x = helper.make_tensor_value_info("x", dtype_in, ["N", 4])
-    y = helper.make_tensor_value_info("y", dtype_out, ["N", 4])
-    return finish([helper.make_node(op, ["x"], ["y"], name="only")], [x], [y], {})
+def cast(before: int, after: int) -> onnx.ModelProto:
+    """One Cast on `[N, 4]`."""
+    x = helper.make_tensor_value_info("x", before, ["N", 4])
+    y = helper.make_tensor_value_info("y", after, ["N", 4])
+    return finish([helper.make_node("Cast", ["x"], ["y"], name="cast", to=after)], [x], [y], {})
 
 
 def external(folder: Path, location: str = "weights.bin") -> Path:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from xaicompile.compiler import compile_model
 
 import xaicompile
-from tests.nets import cnn, external, one_node
+from tests.nets import cast, cnn, external
 from xaicompile.cli import cli
 from xaicompile.errors import XaiCompileError
 from xaicompile.runtime import Session
@@ -123,18 +123,13 @@ def test_a_tensor_that_nothing_makes(tmp_path: Path) -> None:
 
 
 def test_no_floating_point_input(tmp_path: Path) -> None:
-    path = saved(tmp_path, one_node("Abs", TensorProto.INT64, TensorProto.INT64))
-    assert "input" in refused(tmp_path, path, code=3)
+    path = saved(tmp_path, cast(TensorProto.INT64, TensorProto.FLOAT))
+    assert "no floating-point input" in refused(tmp_path, path, code=3)
 
 
 def test_integer_output_only(tmp_path: Path) -> None:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
-    y = helper.make_tensor_value_info("y", TensorProto.INT64, ["N", 4])
-    node = helper.make_node("Cast", ["x"], ["y"], "cast", to=TensorProto.INT64)
-    graph = helper.make_graph([node], "cast", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    line = refused(tmp_path, saved(tmp_path, model), code=3)
-    assert "output" in line
+    path = saved(tmp_path, cast(TensorProto.FLOAT, TensorProto.INT64))
+    assert "no output is floating-point" in refused(tmp_path, path, code=3)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +139,11 @@ def test_integer_output_only(tmp_path: Path) -> None:
         (("--rule", "missing.toml"), "missing.toml"),
         (("--set", "gama=0.1"), "gamma"),
         (("--set", "gamma"), "KEY=VALUE"),
-        (("--set", "gamma=abc"), "gamma"),
+        (("--set", "gamma=abc"), "'gamma' is a number"),
+        (("--set", "gamma=-1"), "negative"),
+        (("--set", "gamma=1,2"), "'gamma' is a number"),
+        (("--set", "gamma=nan"), "'gamma' is a number"),
+        (("--set", "low=a,b"), "one a channel"),
         (("--target", "first"), "first"),
         (("--mean", "a,b"), "a,b"),
         (("--size", "0"), "--size"),
