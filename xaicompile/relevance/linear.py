@@ -153,11 +153,12 @@ def gamma(ctx: Context) -> Messages:
     layer, g, b = layer_of(ctx, "gamma"), float(ctx.parameters["gamma"]), ctx.b
     if g == 0:
         return epsilon(Context(b, ctx.node, ctx.g, ctx.need, ctx.facts, {"epsilon": 0.0}, ctx.ledger))
-    x, w, bias, z = layer.x, layer.w, layer.bias, layer.output()
+    x, w, bias = layer.x, layer.w, layer.bias
     low, high = ctx.facts.bounds(x)
     boosted = {+1: w + positive(layer, w) * g, -1: w + negative(layer, w) * g}
-    parts = []  # (sign of z, its scaled cotangent)
-    for sign in (+1,) if layer.rectified else (+1, -1):
+    signs = (+1,) if layer.rectified else (+1, -1)
+    offsets, totals = {}, {}
+    for sign in signs:
         offset = None if bias is None else bias + (positive if sign > 0 else negative)(layer, bias) * g
         if low >= 0:
             total = layer.z(x, boosted[sign], offset)
@@ -165,8 +166,13 @@ def gamma(ctx: Context) -> Messages:
             total = layer.z(x, boosted[-sign], offset)
         else:
             total = layer.z(positive(layer, x), boosted[sign], offset) + layer.z(negative(layer, x), boosted[-sign])
-        s = ctx.c * same_sign_ratio(layer, z, total, sign)
-        layer.absorb_bias(s, offset)
+        offsets[sign], totals[sign] = offset, total
+    # z = (P + Q) / (2 + gamma): as nothing reads z itself, the runtime goes on fusing the prediction's Conv and Add
+    z = layer.output() if layer.rectified else (totals[+1] + totals[-1]) * (1 / (2 + g))
+    parts = []  # (sign of z, its scaled cotangent)
+    for sign in signs:
+        s = ctx.c * same_sign_ratio(layer, z, totals[sign], sign)
+        layer.absorb_bias(s, offsets[sign])
         parts.append((sign, s))
     down = {
         +1: (lambda: b.add_all([layer.back(boosted[sign], s) for sign, s in parts])),
