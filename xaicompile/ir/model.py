@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx import helper, numpy_helper
+from onnx import helper, inliner, numpy_helper, version_converter
 
 from xaicompile.errors import ModelError, OutputError
 from xaicompile.ir.build import SMALL, type_and_shape
@@ -73,7 +73,7 @@ def load(model: ModelLike) -> Program:
     notes: list[str] = []
     skeleton = without_weights(source.model, order)
     if skeleton.functions:
-        skeleton = onnx.inliner.inline_local_functions(skeleton)
+        skeleton = inliner.inline_local_functions(skeleton)
     skeleton = raised(skeleton, notes)
     try:
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
@@ -175,7 +175,7 @@ def raised(skeleton: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
         return skeleton
     before = [n.op_type for n in skeleton.graph.node]
     try:
-        converted = onnx.version_converter.convert_version(skeleton, OPSET_FLOOR)
+        converted = version_converter.convert_version(skeleton, OPSET_FLOOR)
     except Exception as error:
         raise ModelError(
             f"the model uses opset {version} and can't be raised to {OPSET_FLOOR}: {first_line(error)}"
