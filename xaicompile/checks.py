@@ -97,8 +97,16 @@ def check(
     structure(report, proto_of(explained), proto_of(source))
     if hashes:
         provenance(report, proto_of(explained), source, rule)
-    ours = Session(explained, device=device, base_dir=base_dir)
-    theirs = Session(source, device=device, base_dir=base_dir)
+    try:
+        theirs = Session(source, device=device, base_dir=base_dir)
+    except ModelError as error:
+        report.add("prediction", None, f"the source model itself does not run here: {error}")
+        return report
+    try:
+        ours = Session(explained, device=device, base_dir=base_dir)
+    except ModelError as error:
+        report.add("prediction", False, str(error))
+        return report
     behaviour(report, ours, theirs, inputs=inputs, seed=seed, exact=exact)
     return report
 

@@ -32,6 +32,8 @@ class Facts:
         depends: Names of tensors whose value depends on an explained input.
         interval: Bounds on all values, by name; a missing name has none.
         activation: For a tensor read by nothing but one ReLU-like op: that op's output.
+        fused: Convolution outputs read by nothing but an Add, which runtimes fuse: reading them as well would change
+            the prediction's last bits.
     """
 
     def __init__(self, program: Program, explained: Sequence[str], box: Interval = ANY) -> None:
@@ -40,6 +42,7 @@ class Facts:
         self.depends: set[str] = set(explained)
         self.interval: dict[str, Interval] = dict.fromkeys(explained, box)
         self.activation: dict[str, Tensor] = {}
+        self.fused: set[str] = set()
         self.makers: dict[str, str] = {}
         for view in program.views:
             self._sweep(view)
@@ -57,6 +60,9 @@ class Facts:
             x = view.x[0] if view.x else None
             if x is not None and rectifies(view) and len(consumers[x.name]) == 1 and x.name not in outputs:
                 self.activation[x.name] = view.out(0)
+            if view.op in ("Add", "Sum") and not view.domain:
+                sums = [t for t in view.x if t is not None and self.made_by(t) == "Conv" and t.name not in outputs]
+                self.fused.update(t.name for t in sums if len(consumers[t.name]) == 1)
 
     def trust_activations(self, views: Iterable[View]) -> None:
         """Keeps `activation` only for ReLUs among these views, whose rule passes nothing where they were off."""

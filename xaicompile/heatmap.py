@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import numpy_helper
 
 from xaicompile import images, report
+from xaicompile.checks import proto_of
 from xaicompile.errors import ModelError, OutputError, RuleError
 from xaicompile.runtime import Port, Session, adapt
+
+ARGMAX = -1  # the target that stands for the largest output
 
 
 def explain_file(
@@ -46,12 +50,14 @@ def explain_file(
         raise ModelError(f"{os.fspath(model)} was not compiled by xaicompile: it has no relevance output")
     names = report.read_classes(classes, session.metadata)
     feed, pixels = _read(session, source, preprocess)
+    name = session.metadata.get("xaicompile.target", "")
     chosen = None if target is None else class_index(target, names)
-    name = session.metadata.get("xaicompile.target", "target")
     if chosen is not None:
-        if name not in {port.name for port in session.overridable}:
+        if not name:
             raise RuleError("--target: this model explains a reduction of its output, not one element")
         feed[name] = np.array([chosen], np.int64)
+    elif name:
+        chosen = default_target(model, name)
     result = session.run(feed)
     found = {key: np.asarray(result[value]) for key, value in relevance.items()}
     facts = score(session, result, set(relevance.values()), chosen, names)
@@ -102,6 +108,15 @@ def class_index(target: str, names: Sequence[str] | None) -> int:
     return places[0]
 
 
+def default_target(model: str | os.PathLike[str], name: str) -> int | None:
+    """The target that was chosen when the model was compiled, None for the largest output."""
+    for tensor in proto_of(model).graph.initializer:
+        if tensor.name == name:
+            value = int(numpy_helper.to_array(tensor).reshape(-1)[0])
+            return None if value == ARGMAX else value
+    return None
+
+
 def score(
     session: Session, result: dict[str, Any], ours: set[str], chosen: int | None, names: Sequence[str] | None
 ) -> dict[str, Any]:
@@ -113,8 +128,9 @@ def score(
         if port.name not in ours and port.dtype is not None and np.issubdtype(port.dtype, np.floating)
     ]
     name = explained if explained in floats else (floats[0] if floats else "")
-    if not name:
-        return {"target": chosen, "class": None, "score": None, "softmax": None, "title": f"target {chosen}"}
+    if not name or not session.metadata.get("xaicompile.target"):
+        title = f"{explained or name}, reduced to one number"
+        return {"target": chosen, "class": None, "score": None, "softmax": None, "title": title}
     values = np.asarray(result[name], np.float64)
     values = (values[0] if values.ndim > 1 else values).reshape(-1)
     index = int(values.argmax()) if chosen is None else chosen

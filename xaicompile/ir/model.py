@@ -26,6 +26,7 @@ from onnx import helper, inliner, numpy_helper, version_converter
 from xaicompile.errors import ModelError, OutputError
 from xaicompile.ir.build import SMALL, type_and_shape
 from xaicompile.ir.graph import Program, Tensor, View, captured_names, label, schema_of, sorted_nodes
+from xaicompile.ir.opset import retyped
 
 OPSET_FLOOR = 18
 STANDARD = ("", "ai.onnx")
@@ -190,6 +191,7 @@ def raised(skeleton: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
             if old.op_type == made.op_type and not made.metadata_props:
                 made.metadata_props.extend(old.metadata_props)
     converted.ir_version = skeleton.ir_version
+    retyped(converted)
     return converted
 
 

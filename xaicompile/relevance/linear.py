@@ -51,10 +51,8 @@ class Layer:
         """The node with other operands."""
         operands = list(self.ctx.node.x)
         operands[self.at.data], operands[self.at.weight] = x, w
-        if self.at.bias is not None and len(operands) > self.at.bias:
-            operands[self.at.bias] = bias
-            if bias is None:
-                operands = operands[: self.at.bias]
+        if self.at.bias is not None:
+            operands = operands[: self.at.bias] + ([] if bias is None else [bias])
         return self.ctx.node.varied(x=operands)
 
     def z(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -75,8 +73,19 @@ class Layer:
         return self.ctx.only(self.at.data, message)
 
     def output(self) -> Tensor:
-        """z where the cotangent is not zero: the ReLU's output where only a ReLU reads z, so that it stays fused."""
-        return self.ctx.facts.activation.get(self.ctx.y.name, self.ctx.y)
+        """z where the cotangent is not zero, read so that the runtime's fusions stay.
+
+        Where only a ReLU reads z, that is the ReLU's output; where only an Add reads it, z is computed once more, in
+        a form that a runtime does not merge with the prediction's own node.
+        """
+        z = self.ctx.y
+        if z.name in self.ctx.facts.activation:
+            return self.ctx.facts.activation[z.name]
+        if z.name not in self.ctx.facts.fused:
+            return z
+        if self.bias is not None:
+            return self.z(self.x, self.w) + self.broadcast_bias(self.bias)
+        return self.z(self.x, self.w, self.ctx.b.const(np.zeros((self.w.static or (1,))[0], z.dtype)))
 
     @property
     def rectified(self) -> bool:
@@ -180,7 +189,7 @@ def gamma(ctx: Context) -> Messages:
     }
     if low >= 0 or high <= 0:
         return layer.result(down[+1 if low >= 0 else -1]())
-    return layer.result(ctx.where(x < 0.0, down[-1](), down[+1]()))
+    return layer.result(b.where(x < 0.0, down[-1](), down[+1](), like=x))
 
 
 def same_sign_ratio(layer: Layer, z: Tensor, total: Tensor, sign: int) -> Tensor:
