@@ -11,11 +11,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
-from xaicompile.compiler import compile_model
 
 import xaicompile
 from tests.nets import cast, cnn, external
 from xaicompile.cli import cli
+from xaicompile.compiler import compile_model
 from xaicompile.errors import XaiCompileError
 from xaicompile.runtime import Session
 

@@ -198,6 +198,31 @@ def test_explain_an_array(model: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), named)
 
 
+def test_explain_names_the_target_that_was_compiled_in(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((3, 12, 12)).astype(np.float32))
+    out = tmp_path / "out.onnx"
+    for target in ("1", "3"):
+        run(model, "-o", out, "--target", target, "--force")
+        result = json.loads(run("explain", out, tmp_path / "x.npy", "-o", tmp_path / "r.npy", "--json"))
+        assert result["target"] == int(target)
+    run(model, "-o", out, "--explain-reduce", "sum", "--force")
+    result = json.loads(run("explain", out, tmp_path / "x.npy", "-o", tmp_path / "r.npy", "--json"))
+    assert result["target"] is None and "reduced" in result["title"]
+    run("explain", out, tmp_path / "x.npy", "-o", tmp_path / "s.npy", "--target", "3", code=2)
+
+
+def test_a_source_that_does_not_run_here_is_not_checked(tmp_path: Path) -> None:
+    proto = cnn()
+    proto.graph.node.append(helper.make_node("Wobble", ["x"], ["wobbled"], domain="my.domain"))
+    proto.graph.output.append(helper.make_tensor_value_info("wobbled", onnx.TensorProto.FLOAT, ["N", 3, 12, 12]))
+    proto.opset_import.append(helper.make_opsetid("my.domain", 1))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert "skipped    prediction: the source model itself does not run here" in run(path)
+    assert (tmp_path / "net.explained.onnx").exists()
+    run("check", tmp_path / "net.explained.onnx", "--against", path, code=1)
+
+
 def test_explain_a_photo_as_it_was_compiled(model: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xaicompile import summary
 from xaicompile._version import __version__
 from xaicompile.errors import CheckFailed, OutputError, RuleError, XaiCompileError
 
@@ -32,14 +33,6 @@ Exit codes:
 CHECK_BELOW = 10**9  # bytes of weights up to which compiling ends with a check
 
 
-class Failure(click.ClickException):
-    """An error of ours as click shows it: one line on stderr, and our exit code."""
-
-    def __init__(self, error: XaiCompileError) -> None:
-        super().__init__(str(error))
-        self.exit_code = error.exit_code
-
-
 class Cli(click.Group):
     """A group whose unknown first word is a model to compile: `xaicompile MODEL` means `xaicompile compile MODEL`."""
 
@@ -55,7 +48,8 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except XaiCompileError as error:
-            raise Failure(error) from error
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(error.exit_code)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Both ways to call it."""
@@ -196,12 +190,6 @@ def _json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def _table(rows: list[tuple[str, ...]], indent: str = "  ") -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    for row in rows:
-        click.echo((indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip())
-
-
 # --- commands ---------------------------------------------------------------------------------------------------
 
 
@@ -222,13 +210,13 @@ def compile_command(
     compiled = _compile(model, options)
     report, note = _self_check(compiled, model, check)
     if report is not None and not report.passed:
-        _show_checks(report, err=True)
+        click.echo("\n".join(summary.of_checks(report)), err=True)
         raise CheckFailed(f"{report.failed[0].name}: {report.failed[0].detail}; nothing was written")
     written = compiled.save(target, force=force)
     if as_json:
-        _json(_summary(compiled, written, report, note))
+        _json(summary.as_dict(compiled, written, report, note))
     else:
-        _show(compiled, Path(model), written, report, note)
+        click.echo("\n".join(summary.of_compiled(compiled, Path(model), written, report, note)))
 
 
 def _refuse(output: Path, source: Path, force: bool) -> None:
@@ -249,7 +237,7 @@ def _self_check(compiled: Compiled, model: str, wanted: bool | None) -> tuple[Ch
 
     if wanted is False:
         return None, "not checked (--no-check)"
-    weights = _weights(compiled)
+    weights = summary.weight_bytes(compiled)
     if wanted is None and weights >= CHECK_BELOW:
         return None, f"not checked: {weights / 1e9:.1f} GB of weights (--check does it)"
     if not runtime.available():
@@ -259,61 +247,6 @@ def _self_check(compiled: Compiled, model: str, wanted: bool | None) -> tuple[Ch
     from xaicompile.checks import check
 
     return check(compiled.model, model, base_dir=compiled.base_dir, hashes=False), ""
-
-
-def _weights(compiled: Compiled) -> int:
-    """Bytes of all initializers, external ones included."""
-    from math import prod
-
-    from onnx import helper
-
-    sizes = ((prod(t.dims), helper.tensor_dtype_to_np_dtype(t.data_type)) for t in compiled.model.graph.initializer)
-    return sum(count * dtype.itemsize for count, dtype in sizes)
-
-
-def _counts(compiled: Compiled) -> list[tuple[str, str]]:
-    """How many nodes got which rule, the most frequent first."""
-    from collections import Counter
-
-    found = Counter(assignment.rule for assignment in compiled.assignments)
-    return [(rule, str(count)) for rule, count in found.most_common()]
-
-
-def _summary(compiled: Compiled, written: list[Path], report: CheckReport | None, note: str) -> dict[str, Any]:
-    return {
-        "output": str(written[0]),
-        "files": [str(path) for path in written],
-        "rules": {rule: int(count) for rule, count in _counts(compiled)},
-        "relevance": compiled.relevance,
-        "target": compiled.target,
-        "cut": compiled.cut,
-        "notes": compiled.notes,
-        "check": {"passed": None, "note": note} if report is None else report.to_dict(),
-    }
-
-
-def _show(compiled: Compiled, source: Path, written: list[Path], report: CheckReport | None, note: str) -> None:
-    growth = written[0].stat().st_size - source.stat().st_size
-    click.echo(f"{written[0]}  ({growth / 1000:+.0f} kB)")
-    for path in written[1:]:
-        click.echo(f"{path}  (external data)")
-    for name, relevance in compiled.relevance.items():
-        click.echo(f"explains   input '{name}' in output '{relevance}'; choose what with input '{compiled.target}'")
-    click.echo("rules      " + ", ".join(f"{rule} {count}" for rule, count in _counts(compiled)))
-    for cut in compiled.cut:
-        click.echo(f"cut        {cut}")
-    for line in compiled.notes:
-        click.echo(f"note       {line}")
-    if report is None:
-        click.echo(note)
-    else:
-        _show_checks(report)
-
-
-def _show_checks(report: CheckReport, err: bool = False) -> None:
-    marks = {True: "ok", False: "FAILED", None: "skipped"}
-    for item in report.items:
-        click.echo(f"{marks[item.ok]:<10} {item.name}: {item.detail}", err=err)
 
 
 @cli.command("rules")
@@ -345,7 +278,7 @@ def inspect_command(model: str, as_json: bool, **options: Any) -> None:
         return
     rows = [("node", "op", "rule", "reason", "facts")]
     rows += [(a.node, a.op, a.rule, a.reason, a.facts) for a in compiled.assignments]
-    _table(rows, "")
+    click.echo("\n".join(summary.table(rows)))
     for line in [*(f"cut: {cut}" for cut in compiled.cut), *compiled.notes]:
         click.echo(line)
 
@@ -371,7 +304,7 @@ def check_command(
     if as_json:
         _json(report.to_dict())
     else:
-        _show_checks(report)
+        click.echo("\n".join(summary.of_checks(report)))
     for item in [*report.failed, *report.skipped][:1]:
         raise CheckFailed(f"{explained} is not as it should be: {item.name}: {item.detail}")
 
@@ -408,7 +341,7 @@ def bench_command(
         ("source", f"{result.source_ms:.2f} ms", f"{result.source_load_ms:.0f} ms", f"{result.source_bytes:,} B"),
         ("explained", f"{result.explained_ms:.2f} ms", f"{result.explained_load_ms:.0f} ms", f"{result.growth:+,} B"),
     ]
-    _table(rows)
+    click.echo("\n".join(summary.table(rows)))
     click.echo(f"{device}, batch {result.batch}, {rounds} rounds, ONNX Runtime {result.runtime}")
 
 

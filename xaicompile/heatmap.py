@@ -165,10 +165,10 @@ def _channels(port: Port) -> int | None:
 
 def _as_image(values: np.ndarray, channels: int) -> np.ndarray:
     """An input as grey or coloured pixels, its own range stretched to 0..1."""
-    picture = np.moveaxis(np.asarray(values, np.float64), channels, -1)
+    picture: np.ndarray = np.moveaxis(np.asarray(values, np.float64), channels, -1)
     span = float(np.ptp(picture)) or 1.0
     picture = (picture - picture.min()) / span
-    return picture[..., 0] if picture.shape[-1] == 1 else picture[..., :3]
+    return np.asarray(picture[..., 0] if picture.shape[-1] == 1 else picture[..., :3])
 
 
 def _save(path: str | os.PathLike[str], found: dict[str, np.ndarray]) -> None:
