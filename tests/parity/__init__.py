@@ -1,0 +1,1 @@
+"""Parity with PyTorch autograd, zennit and captum on the torchvision classifiers."""

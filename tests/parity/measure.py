@@ -1,0 +1,148 @@
+"""What the parity tests and the parity table measure: explanations of the zoo against their references."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+import xaicompile
+
+from . import references, zoo
+from .replay import replay
+
+Array = np.ndarray[Any, Any]
+LRP_RULES = ("lrp-0", "lrp-epsilon", "lrp-gamma")
+ZENNIT_MODELS = ("vgg16", "vgg11_bn", "resnet18", "resnet50")
+ZENNIT_RULES = ("lrp-epsilon", "lrp-gamma", "epsilon-gamma-box", "gamma-flat", "epsilon-w-square")
+
+FLOAT64 = 1e-9  # both sides in float64
+FLOAT32 = 1e-5  # float32 in ONNX Runtime, no kink flipped
+FLIPPED = 3e-2  # float32, at most, where ReLUs or winners of max-pooling flip
+ZENNIT = 1e-4  # against zennit, whose stabilisers are not all ours
+CLOSURE = 1e-4  # of a float32 ledger
+CLOSURE64 = 1e-9
+
+_COMPOSITES = Path(__file__).parent / "composites"
+
+
+def rule_options(rule: str) -> dict[str, Any]:
+    """Arguments of `xaicompile.compile` for a rule set: a built-in name, or a file of this folder."""
+    file = _COMPOSITES / f"{rule}.toml"
+    options: dict[str, Any] = {"rule": file if file.exists() else rule}
+    if rule == "epsilon-gamma-box":
+        options["parameters"] = {"low": zoo.LOW.flatten().tolist(), "high": zoo.HIGH.flatten().tolist()}
+    return options
+
+
+@lru_cache(maxsize=2)
+def source(name: str, exporter: str, dtype: torch.dtype) -> onnx.ModelProto:
+    """The exported model."""
+    return onnx.load(zoo.export(name, exporter, dtype))
+
+
+@lru_cache(maxsize=2)
+def emitted(name: str, exporter: str, dtype: torch.dtype, rule: str, ledger: bool = False) -> onnx.ModelProto:
+    """The compiled model."""
+    return xaicompile.compile(source(name, exporter, dtype), ledger=ledger, **rule_options(rule))
+
+
+def run_ort(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """All outputs of a model in ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+@dataclass
+class Run:
+    """One explained batch."""
+
+    name: str
+    batch: int
+    outputs: dict[str, Array]
+    ledger_nodes: list[str]
+    node_order: dict[str, int]
+
+    @property
+    def relevance(self) -> Array:
+        """The map, in float64."""
+        return self.outputs["relevance"].astype(np.float64)
+
+    @property
+    def closure(self) -> float:
+        """Violation of sum(R) + ledger == explained, against the largest sum in the books, of the worst sample."""
+        explained, ledger = self.outputs["explained"].astype(np.float64), self.outputs["ledger"].astype(np.float64)
+        total = self.relevance.reshape(self.batch, -1).sum(1)
+        scale = np.maximum.reduce([np.abs(explained), np.abs(ledger), self.largest_layer_sum()])
+        return float((np.abs(total + ledger - explained) / scale).max())
+
+    def largest_layer_sum(self) -> Array:
+        """Largest absolute sum of relevance over a cut through the network, per sample.
+
+        Going back from the output in the order of the forward nodes, what is left after each node is the sum over the
+        tensors that cross the cut before it.
+        """
+        explained = self.outputs["explained"].astype(np.float64)
+        by_node = self.outputs["ledger_by_node"].astype(np.float64)
+        order = sorted(range(len(self.ledger_nodes)), key=lambda i: -self.node_order.get(self.ledger_nodes[i], -1))
+        left: Array = np.abs(explained[:, None] - by_node[:, order].cumsum(1)).max(1, initial=0)
+        return left
+
+
+def _inputs(name: str, batch: int) -> dict[str, Array]:
+    return {"x": zoo.sample(name, batch).numpy(), "target": references.targets(name, batch).numpy()}
+
+
+def explain32(name: str, exporter: str, batch: int, rule: str, ledger: bool = False) -> Run:
+    """Explain with the float32 file in ONNX Runtime."""
+    model = emitted(name, exporter, torch.float32, rule, ledger)
+    return _run(name, exporter, batch, model, run_ort(model, _inputs(name, batch)))
+
+
+def explain64(name: str, exporter: str, batch: int, rule: str, ledger: bool = False) -> Run:
+    """Explain with the float64 file, replayed in torch."""
+    model = emitted(name, exporter, torch.float64, rule, ledger)
+    with torch.no_grad():
+        values = replay(model, {k: torch.from_numpy(v) for k, v in _inputs(name, batch).items()})
+    return _run(name, exporter, batch, model, {k: v.numpy() for k, v in values.items()})
+
+
+def _run(name: str, exporter: str, batch: int, model: onnx.ModelProto, outputs: dict[str, Array]) -> Run:
+    metadata = {p.key: p.value for p in model.metadata_props}
+    nodes = json.loads(metadata.get("xaicompile.ledger_nodes", "[]"))
+    order = {node.name: i for i, node in enumerate(model.graph.node)}
+    return Run(name, batch, outputs, nodes, order)
+
+
+def prediction(name: str, exporter: str, batch: int) -> Array:
+    """The source model's output in ONNX Runtime."""
+    return run_ort(source(name, exporter, torch.float32), {"x": zoo.sample(name, batch).numpy()})["logits"]
+
+
+def exact_gradient_like(name: str, batch: int, rule: str) -> Array:
+    """The float64 reference of a gradient-like rule: autograd, or zennit for the two that change the ReLU."""
+    if rule in ("guided-backprop", "deconvnet"):
+        return references.zennit_map(name, batch, rule)
+    exact = references.gradient(name, batch)
+    return exact * zoo.sample(name, batch).double().numpy() if rule == "gradient-x-input" else exact
+
+
+def float32_bound(name: str, batch: int) -> float:
+    """Allowed float32 error: 1e-5, or ten times torch's own where kinks flip in torch too, never above 3e-2."""
+    return min(max(FLOAT32, 10 * references.torch_own_error(name, batch)), FLIPPED)
+
+
+def gradient_rules(name: str) -> Sequence[str]:
+    """The gradient-like rules that have a reference for the model."""
+    return ("gradient", "guided-backprop", "deconvnet") if zoo.ZOO[name].relu_modules else ("gradient",)

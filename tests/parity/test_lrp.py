@@ -1,0 +1,70 @@
+"""LRP against zennit 1.0.0 and against a second implementation, and the books that every LRP rule keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from . import layer_lrp, measure, references
+from .selection import cases
+
+BOOKED = ("vgg11_bn", "resnet18")
+
+
+@pytest.mark.parametrize("rule", measure.ZENNIT_RULES)
+@pytest.mark.parametrize(("name", "exporter"), cases(measure.ZENNIT_MODELS))
+def test_lrp_is_zennit(name: str, exporter: str, rule: str) -> None:
+    """Element by element zennit's map, from its default stabilisers to ours."""
+    found = measure.explain32(name, exporter, 3, rule)
+    assert references.error(found.relevance, references.zennit_map(name, 3, rule)) <= measure.ZENNIT
+    assert np.array_equal(found.outputs["logits"], measure.prediction(name, exporter, 3))
+
+
+@pytest.mark.parametrize("rule", measure.LRP_RULES)
+@pytest.mark.parametrize(("name", "exporter"), cases(big=True))
+def test_books_close(name: str, exporter: str, rule: str) -> None:
+    """sum(R) + ledger == explained, in ONNX Runtime and, except on the big models, exactly in float64."""
+    found = measure.explain32(name, exporter, 3, rule, ledger=True)
+    assert found.closure <= measure.CLOSURE
+    assert np.array_equal(found.outputs["logits"], measure.prediction(name, exporter, 3))
+    logits = found.outputs["logits"][np.arange(3), references.targets(name, 3).numpy()]
+    assert np.array_equal(found.outputs["explained"], logits)
+    if name != "vgg11_bn":
+        assert measure.explain64(name, exporter, 3, rule, ledger=True).closure <= measure.CLOSURE64
+
+
+@pytest.mark.parametrize("rule", list(layer_lrp.RULE_SETS))
+@pytest.mark.parametrize(("name", "exporter"), cases(BOOKED))
+def test_books_layer_by_layer(name: str, exporter: str, rule: str) -> None:
+    """Map and books equal, layer by layer, those of an independent implementation in torch, in float64."""
+    found = measure.explain64(name, exporter, 2, rule, ledger=True)
+    books = layer_lrp.explain(name, 2, rule)
+    assert references.error(found.relevance, books.relevance.numpy()) <= 1e-6
+    nodes = {node.name: node for node in measure.source(name, exporter, torch.float64).graph.node}
+    scale = max(float(absorbed.abs().max()) for _, absorbed in books.absorbed)
+    entries = found.outputs["ledger_by_node"]
+    matched = 0
+    for column, node_name in enumerate(found.ledger_nodes):
+        node = nodes.get(node_name)
+        expected = np.zeros(2)
+        if node is not None and node.op_type in ("Conv", "Gemm"):
+            weight = _initializer(measure.source(name, exporter, torch.float64), node.input[1])
+            expected = _absorbed(books, weight)
+            matched += 1
+        assert np.abs(entries[:, column] - expected).max() <= 1e-6 * scale, node_name
+    assert matched == len(books.absorbed)
+
+
+def _initializer(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == name))
+
+
+def _absorbed(books: layer_lrp.Books, weight: np.ndarray) -> np.ndarray:
+    """What the layer with this folded weight absorbed."""
+    for own, absorbed in books.absorbed:
+        if own.shape == weight.shape and np.allclose(own.numpy(), weight, rtol=1e-10, atol=1e-12):
+            return absorbed.numpy()
+    raise AssertionError(f"no layer has this weight of shape {weight.shape}")
