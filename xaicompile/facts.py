@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from xaicompile import registry
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.build import SMALL
+from xaicompile.ir.model import attribute_value
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -144,10 +145,7 @@ def constant_value(attrs: dict[str, Any]) -> np.ndarray | None:
     for key, kind in kinds.items():
         if key in attrs:
             return np.asarray(attrs[key], kind)
-    held = attrs.get("value")
-    if held is None or not hasattr(held, "shape") or int(np.prod(held.shape)) > SMALL:
-        return None
-    return np.asarray(held.values) if np.dtype(held.dtype).kind in "biuf" else None
+    return attribute_value(attrs["value"]) if "value" in attrs else None
 
 
 def evaluated(view: View) -> np.ndarray | None:

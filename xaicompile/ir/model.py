@@ -10,8 +10,6 @@ import copy
 import hashlib
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,9 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import helper, inliner, numpy_helper, version_converter
 
-from xaicompile.errors import ModelError, OutputError
+from xaicompile.errors import ModelError
 from xaicompile.ir.build import SMALL, type_and_shape
+from xaicompile.ir.files import external_files, tensors_of
 from xaicompile.ir.graph import Program, Tensor, View, captured_names, label, schema_of, sorted_nodes
 from xaicompile.ir.opset import retyped
 
@@ -100,7 +99,7 @@ def read(model: ModelLike) -> Source:
         raise ModelError(f"no such file: {path}")
     if path.stat().st_size == 0:
         raise ModelError(f"{path} is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
         parse(proto, view, str(path))
         digest = hashlib.sha256(view).hexdigest()
     return Source(proto, path, digest, external_files(proto, path.parent))
@@ -114,26 +113,6 @@ def parse(proto: onnx.ModelProto, data: bytes | memoryview, what: str) -> None:
         raise ModelError(f"{what} is not an ONNX model, or is cut short ({first_line(error)})") from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError(f"{what} is not an ONNX model: it holds no graph")
-
-
-def external_files(proto: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
-    """The external data files of a model; each must lie inside its folder and be long enough."""
-    found: dict[str, None] = {}
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        info = {e.key: e.value for e in tensor.external_data}
-        location = info.get("location", "")
-        target = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not target.is_relative_to(folder.resolve()):
-            raise ModelError(f"external data of '{tensor.name}' leaves the model's folder: '{location}'")
-        if not target.is_file():
-            raise ModelError(f"external data of '{tensor.name}' is missing: {target}")
-        need = int(info.get("offset") or 0) + int(info.get("length") or 0)
-        if target.stat().st_size < need:
-            raise ModelError(f"external data of '{tensor.name}' is cut short: {target} ends before byte {need}")
-        found[location] = None
-    return tuple(found)
 
 
 def without_weights(model: onnx.ModelProto, order: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
@@ -242,6 +221,12 @@ def readable(proto: onnx.TensorProto) -> bool:
     return kind.kind in "biuf" and kind.isbuiltin == 1 and proto.data_type != onnx.TensorProto.BFLOAT16
 
 
+def attribute_value(held: gs.Constant) -> np.ndarray | None:
+    """The numbers of a tensor attribute; None where they are many, outside the file, or of a type numpy has not."""
+    proto = next_value(held)
+    return None if is_large(proto) or not readable(proto) else numpy_helper.to_array(proto)
+
+
 def view_of(program: Program, node: gs.Node, proto: onnx.NodeProto, index: int) -> View:
     """A node as a view."""
 
@@ -325,67 +310,14 @@ def check(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: The model breaks the standard (in the source's part, or by a fault of the compiler).
     """
+    skeleton = without_weights(model, model.graph.node)
+    for tensor in tensors_of(skeleton.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # the checker would look for the file
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
     try:
-        onnx.checker.check_model(without_weights(model, model.graph.node))
+        onnx.checker.check_model(skeleton)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the model does not pass the ONNX checker: {first_line(error)}") from error
-
-
-def save(model: onnx.ModelProto, path: Path, source_dir: Path | None = None, force: bool = False) -> list[Path]:
-    """Writes a model under a temporary name and renames it; external data is written beside it.
-
-    External data is shared where the output lies in the source's folder, else copied.
-
-    Returns:
-        The files written.
-
-    Raises:
-        OutputError: The file exists and `force` is not given, or the place can't be written.
-    """
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; --force overwrites it")
-    written = [path]
-    try:
-        folder = path.parent.resolve()
-        if not folder.is_dir():
-            raise OutputError(f"no such folder: {folder}")
-        if source_dir is not None and source_dir.resolve() != folder:
-            for location in external_files(model, source_dir):
-                into = folder / location
-                if into.exists() and not force:
-                    raise OutputError(f"{into} (external data) exists; --force overwrites it")
-                into.parent.mkdir(parents=True, exist_ok=True)
-                copy_data(source_dir / location, into)
-                written.append(into)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(model.SerializeToString())
-            os.chmod(temporary, 0o666 & ~umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
-    return written
-
-
-def umask() -> int:
-    """The process's file mode mask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def copy_data(source: Path, into: Path) -> None:
-    """A copy of a data file under its final name, never half-written."""
-    temporary = into.with_name(f".{into.name}.part")
-    try:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, into)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def named(source: Source) -> str:
