@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from onnx import helper
 
 from tests.nets import cnn, external
-from xaicompile.checks import metadata_of
 from xaicompile.cli import cli
 from xaicompile.runtime import Session
+from xaicompile.summary import metadata_of
 
 MEAN, STD = "0.5,0.4,0.3", "0.2,0.25,0.5"
 

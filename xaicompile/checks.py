@@ -17,6 +17,7 @@ import onnx
 from xaicompile.errors import ModelError
 from xaicompile.images import Preprocess, layout, remembered
 from xaicompile.runtime import Port, Session, adapt, random_inputs
+from xaicompile.summary import metadata_of
 
 ModelLike: TypeAlias = str | os.PathLike[str] | bytes | onnx.ModelProto
 Inputs: TypeAlias = dict[str, np.ndarray]
@@ -124,11 +125,6 @@ def proto_of(model: ModelLike) -> onnx.ModelProto:
     except Exception as error:
         where = "the model" if isinstance(model, bytes) else str(model)
         raise ModelError(f"{where} is not an ONNX model, or is cut short ({str(error).splitlines()[0]})") from error
-
-
-def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
-    """The model's metadata as a dictionary."""
-    return {prop.key: prop.value for prop in model.metadata_props}
 
 
 # --- without running --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 from onnx import helper
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from xaicompile.compiler import Compiled
 
 MARKS = {True: "ok", False: "FAILED", None: "skipped"}
+
+
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The model's metadata as a dictionary."""
+    return {prop.key: prop.value for prop in model.metadata_props}
 
 
 def weight_bytes(compiled: Compiled) -> int:
@@ -49,8 +55,10 @@ def of_compiled(
     growth = written[0].stat().st_size - source.stat().st_size
     lines = [f"{written[0]}  ({growth / 1000:+.0f} kB)"]
     lines += [f"{path}  (external data)" for path in written[1:]]
-    chooser = f"; input '{compiled.target}' chooses of what" if compiled.target else ""
-    lines += [f"explains   input '{x}' in output '{y}'{chooser}" for x, y in compiled.relevance.items()]
+    explained = metadata_of(compiled.model).get("xaicompile.explain_output", "?")
+    which = f"the largest value, or the one that input '{compiled.target}' names" if compiled.target else "reduced"
+    lines.append(f"explains   '{explained}': {which}")
+    lines += [f"relevance  of input '{x}' in output '{y}'" for x, y in compiled.relevance.items()]
     lines.append("rules      " + ", ".join(f"{rule} {count}" for rule, count in rule_counts(compiled).items()))
     lines += [f"cut        {cut}, for the explanation only" for cut in compiled.cut]
     lines += [f"note       {line}" for line in compiled.notes]
