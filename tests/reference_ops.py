@@ -9,6 +9,7 @@ What is wrong in onnx 1.23's own evaluator (each seen against ONNX Runtime, see 
 * ``GlobalMaxPool`` reduces the wrong axes unless the input has four dimensions; ``GlobalLpPool`` does not exist.
 * ``Pad`` refuses negative pads (they crop); ``GatherElements`` refuses negative indices and indices of a smaller shape.
 * ``Erf``, and with it ``Gelu``, computes in float32 whatever the input type is.
+* ``Softmax`` below opset 13 does not flatten; ``BatchNormalization`` below opset 14 takes the batch's statistics.
 * ``Mean`` adds in place, so a first operand that has to be broadcast raises.
 
 Every class is named after the operator it replaces: pass ``NEW_OPS`` as ``new_ops=``, or use ``evaluator``.
@@ -257,6 +258,27 @@ class Gelu(OpRun):
         return ((0.5 * x * (1 + inner)).astype(x.dtype),)
 
 
+class Softmax(OpRun):
+    def _run(self, x, axis=None):  # type: ignore[no-untyped-def]
+        old = self.run_params["opsets"][""] < 13
+        if all(a.name != "axis" for a in self.onnx_node.attribute):
+            axis = 1 if old else -1
+        over = tuple(range(axis % x.ndim, x.ndim)) if old else axis
+        powers = np.exp(x - x.max(axis=over, keepdims=True))
+        return (powers / powers.sum(axis=over, keepdims=True),)
+
+
+class LogSoftmax(Softmax):
+    def _run(self, x, axis=None):  # type: ignore[no-untyped-def]
+        return (np.log(super()._run(x, axis)[0]),)
+
+
+class BatchNormalization(OpRun):
+    def _run(self, x, scale, bias, mean, var, epsilon=None, **_):  # type: ignore[no-untyped-def]
+        each = [v.reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias, mean, var)]
+        return (((x - each[2]) / np.sqrt(each[3] + epsilon) * each[0] + each[1]).astype(x.dtype),)
+
+
 class Mean(OpRun):
     def _run(self, *args):  # type: ignore[no-untyped-def]
         total = args[0]
@@ -278,6 +300,9 @@ NEW_OPS: list[type[OpRun]] = [
     GatherElements,
     Erf,
     Gelu,
+    Softmax,
+    LogSoftmax,
+    BatchNormalization,
     Mean,
 ]
 

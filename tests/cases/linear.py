@@ -23,11 +23,13 @@ CONV = [
     case("Conv", "pads differ", real(1, 2, 5, 4), weight(3, 2, 3, 3), pads=[2, 0, 1, 3]),
     case("Conv", "pads over the kernel", real(1, 2, 3, 3), weight(3, 2, 2, 2), pads=[3, 2, 2, 3]),
     case("Conv", "long pads strided", real(1, 2, 3, 4), weight(3, 2, 2, 2), pads=[3, 2, 2, 3], strides=[2, 3]),
-    case("Conv", "same upper", real(1, 2, 6, 5), weight(3, 2, 3, 2), auto_pad="SAME_UPPER", dynamic=False),
-    case("Conv", "same lower", real(1, 2, 6, 5), weight(3, 2, 4, 2), auto_pad="SAME_LOWER", dynamic=False),
+    case("Conv", "same upper", real(1, 2, 6, 5), weight(3, 2, 3, 2), auto_pad="SAME_UPPER"),
+    case("Conv", "same lower", real(1, 2, 6, 5), weight(3, 2, 4, 2), auto_pad="SAME_LOWER"),
     case(
         "Conv", "same upper strided", real(1, 2, 7, 6), weight(3, 2, 3, 4), auto_pad="SAME_UPPER", strides=[2, 3],
-        dynamic=False,
+    ),
+    case(
+        "Conv", "same lower strided", real(1, 2, 6, 8), weight(3, 2, 4, 4), auto_pad="SAME_LOWER", strides=[3, 3]
     ),
     case("Conv", "valid", real(1, 2, 5, 5), weight(3, 2, 3, 3), auto_pad="VALID"),
     case("Conv", "kernel_shape given", real(1, 2, 5, 5), weight(3, 2, 3, 3), kernel_shape=[3, 3]),
@@ -47,8 +49,9 @@ CONV_TRANSPOSE = [
     case("ConvTranspose", "pads differ", real(1, 2, 4, 4), weight(2, 3, 3, 3), pads=[0, 1, 2, 0]),
     case(
         "ConvTranspose", "output_shape", real(1, 2, 3, 4), weight(2, 3, 3, 3), strides=[2, 2], output_shape=[6, 8],
-        dynamic=False,
     ),
+    case("ConvTranspose", "same upper", real(1, 2, 3, 4), weight(2, 3, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]),
+    case("ConvTranspose", "same lower", real(1, 2, 3, 4), weight(2, 3, 4, 3), auto_pad="SAME_LOWER", strides=[1, 2]),
     case("ConvTranspose", "valid", real(1, 2, 3, 4), weight(2, 3, 3, 3), auto_pad="VALID"),
 ]  # fmt: skip
 
@@ -99,6 +102,20 @@ BATCH_NORM = [
 EINSUM = [
     case("Einsum", "matrix product", real(2, 3), real(3, 4), equation="ij,jk->ik", order2=True),
     case("Einsum", "batch, transposed", real(2, 3, 4), weight(2, 5, 4), equation="bij,bkj->bik"),
+    case("Einsum", "implicit result", real(2, 3), real(4, 3), equation="ij,kj"),
+    case("Einsum", "transpose", real(2, 3, 4), equation="abc->cab"),
+    # with unknown sizes ONNX's shape inference claims the first operand's symbol for dots that broadcast
+    case(
+        "Einsum",
+        "dots, broadcast",
+        real(1, 3),
+        real(4, 3, 2),
+        equation="...j, ...jk -> ...k",
+        order2=True,
+        dynamic=False,
+    ),
+    case("Einsum", "dots on one side", real(2, 5, 3), real(3, 4), equation="...j,jk->...k"),
+    case("Einsum", "three operands", real(2, 3), real(3, 2), real(2), equation="ij,jk,k->i", order2=True),
     case("Einsum", "axis summed away", real(2, 3, 4), real(3), equation="bij,i->b"),
 ]
 

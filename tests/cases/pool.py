@@ -39,6 +39,8 @@ def _average(op: str) -> list[Case]:
         ("ceil_mode", (1, 2, 6, 7), {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1}),
         ("dilated", (1, 1, 7, 6), {"kernel_shape": [3, 2], "dilations": [2, 3]}),
         ("same upper", (1, 2, 5, 6), {"kernel_shape": [2, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+        ("same lower", (1, 2, 6, 5), {"kernel_shape": [4, 3], "strides": [3, 2], "auto_pad": "SAME_LOWER"}),
+        ("valid", (1, 1, 6, 5), {"kernel_shape": [4, 3], "strides": [3, 2], "auto_pad": "VALID"}),
         ("1d", (2, 2, 7), {"kernel_shape": [3], "strides": [2]}),
         ("3d", (1, 1, 3, 4, 3), {"kernel_shape": [2, 2, 2]}),
         ("window of one", (1, 2, 3, 3), {"kernel_shape": [1, 1]}),
@@ -56,6 +58,10 @@ AVERAGE = [
     case(
         "AveragePool", "padded strided, padding counts", real(1, 2, 6, 5), kernel_shape=[3, 2], strides=[2, 2],
         pads=[1, 0, 0, 1], count_include_pad=1,
+    ),
+    case(
+        "AveragePool", "same upper, padding counts", real(1, 2, 5, 6), kernel_shape=[2, 3], strides=[2, 2],
+        auto_pad="SAME_UPPER", count_include_pad=1,
     ),
     case(
         "AveragePool", "ceil_mode, padded", real(1, 2, 6, 6), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1,

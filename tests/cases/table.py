@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.cases import Case, elementwise, index, linear, pool, reduce, shape
+from tests.cases import Case, elementwise, index, linear, old, pool, reduce, shape
 
 CASES: list[Case] = [
     *elementwise.CASES,
@@ -11,4 +11,5 @@ CASES: list[Case] = [
     *reduce.CASES,
     *shape.CASES,
     *index.CASES,
+    *old.CASES,
 ]

@@ -18,6 +18,7 @@ class Window:
     Attributes:
         begin: Padding in front; None where auto_pad with unknown sizes leaves it to run time.
         end: Padding behind.
+        lower: Whether the odd one of an uneven padding stands in front (SAME_LOWER).
     """
 
     kernel: tuple[int, ...]
@@ -25,6 +26,7 @@ class Window:
     dilations: tuple[int, ...]
     begin: tuple[int, ...] | None
     end: tuple[int, ...] | None
+    lower: bool = False
 
     @property
     def extent(self) -> tuple[int, ...]:
@@ -38,7 +40,7 @@ def window_of(ctx: Context, kernel: Sequence[int], data: Tensor) -> Window:
     strides = tuple(ctx.attr("strides", [1] * n))
     dilations = tuple(ctx.attr("dilations", [1] * n))
     auto = ctx.attr("auto_pad", "NOTSET")
-    window = Window(tuple(kernel), strides, dilations, None, None)
+    window = Window(tuple(kernel), strides, dilations, None, None, auto == "SAME_LOWER")
     if auto == "VALID":
         begin, end = (0,) * n, (0,) * n
     elif auto in ("NOTSET", ""):
@@ -82,7 +84,9 @@ def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int
         if all(isinstance(s, int) for s in sizes) and sizes:
             rest = [
                 (int(size or 0) + pb + pe - e) % s
-                for size, pb, pe, e, s in zip(sizes, window.begin, window.end, window.extent, window.strides, strict=True)
+                for size, pb, pe, e, s in zip(
+                    sizes, window.begin, window.end, window.extent, window.strides, strict=True
+                )
             ]
             return transposed(b, c, w, window, group, pads, rest)
     n = len(window.kernel)
@@ -108,12 +112,12 @@ def transposed(
 
 
 def start_of_padding(b: Builder, c: Tensor, window: Window, x: Tensor) -> Tensor:
-    """Padding in front as an int64 vector; computed at run time for SAME_UPPER with unknown sizes."""
+    """Padding in front as an int64 vector; computed at run time for SAME_* with unknown sizes."""
     if window.begin is not None:
         return ints(b, window.begin)
     covered = (b.shape_of(c, 2) - 1) * ints(b, window.strides) + ints(b, window.extent)
     total = b.Max(covered - b.shape_of(x, 2), ints(b, [0] * len(window.kernel)))
-    return b.Div(total, 2)
+    return b.Div(total + int(window.lower), 2)
 
 
 def ints(b: Builder, values: Sequence[int]) -> Tensor:
@@ -164,14 +168,15 @@ def conv_transpose(ctx: Context) -> Messages:
     # c is padded back to the full, uncropped output, of which Conv reads just as many positions as x has
     given, made = (ctx.x.shape or ())[2:], (c.shape or ())[2:]
     pads = [0] * 2 * n
-    if given and all(isinstance(d, int) for d in (*given, *made)):
+    if isinstance(begin, list) and given and all(isinstance(d, int) for d in (*given, *made)):
         full_sizes = [int(xs or 0) * s + e - s for xs, e, s in zip(given, spans, strides, strict=True)]
         end = [f - int(cs or 0) - p for f, cs, p in zip(full_sizes, made, begin, strict=True)]
         padded, pads = shifted(b, c, begin, end)
     else:
         full = b.shape_of(ctx.x, 2) * ints(b, strides) + ints(b, [e - s for e, s in zip(spans, strides, strict=True)])
-        rest = full - b.shape_of(c, 2) - ints(b, begin)
-        padded = b.Pad(c, b.Concat(ints(b, [0, 0]), ints(b, begin), ints(b, [0, 0]), rest, axis=0))
+        front = ints(b, begin) if isinstance(begin, list) else begin
+        rest = full - b.shape_of(c, 2) - front
+        padded = b.Pad(c, b.Concat(ints(b, [0, 0]), front, ints(b, [0, 0]), rest, axis=0))
     group = int(ctx.attr("group"))
     into_x = b.op(
         "Conv", padded, weight, strides=strides, dilations=dilations, pads=pads, group=group, shape=ctx.x.shape
@@ -188,28 +193,30 @@ def shifted(b: Builder, c: Tensor, begin: Sequence[int], end: Sequence[int]) -> 
     return c, [max(p, 0) for p in (*begin, *end)]
 
 
-def begin_of_transpose(ctx: Context, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
-    """What a ConvTranspose cuts off in front, per axis."""
-    n = len(kernel)
+def begin_of_transpose(
+    ctx: Context, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int] | Tensor:
+    """What a ConvTranspose cuts off in front, per axis; computed at run time for output_shape with unknown sizes."""
+    b, n = ctx.b, len(kernel)
     auto = ctx.attr("auto_pad", "NOTSET")
-    output_padding = ctx.attr("output_padding", [0] * n)
     wanted = ctx.node.attrs.get("output_shape")
     if auto in ("NOTSET", "") and not wanted:
         return list(ctx.attr("pads", [0] * 2 * n))[:n]
     if auto == "VALID" and not wanted:
         return [0] * n
-    begin = []
-    for i in range(n):
-        size = (ctx.x.shape or (None,) * (n + 2))[2 + i]
-        span = dilations[i] * (kernel[i] - 1) + 1
-        if wanted:
-            assert isinstance(size, int), "output_shape needs known sizes"
-            total = strides[i] * (size - 1) + output_padding[i] + span - list(wanted)[-n:][i]
-        else:
-            total = output_padding[i] + span - strides[i]
-        total = max(total, 0)
-        begin.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
-    return begin
+    extra = ctx.attr("output_padding", [0] * n)
+    more = [e + d * (k - 1) + 1 - s for e, d, k, s in zip(extra, dilations, kernel, strides, strict=True)]
+    odd = int(auto != "SAME_UPPER")  # in front, unless told otherwise
+    sizes = (ctx.x.shape or (None,) * (n + 2))[2:]
+    if not wanted:
+        totals = more
+    elif all(isinstance(size, int) for size in sizes):
+        covered = [s * int(size or 0) + m for s, size, m in zip(strides, sizes, more, strict=True)]
+        totals = [c - w for c, w in zip(covered, list(wanted)[-n:], strict=True)]
+    else:
+        total = b.shape_of(ctx.x, 2) * ints(b, strides) + ints(b, more) - ints(b, list(wanted)[-n:])
+        return b.Div(b.Max(total, ints(b, [0] * n)) + odd, 2)
+    return [(max(total, 0) + odd) // 2 for total in totals]
 
 
 @vjp("Gemm", linear=Linear())
@@ -224,7 +231,9 @@ def gemm(ctx: Context) -> Messages:
             b.Gemm(right, c, transA=tb, transB=1, alpha=alpha) if ta else b.Gemm(c, right, transB=1 - tb, alpha=alpha)
         )
     if ctx.need[1]:
-        into_b = b.Gemm(c, left, transA=1, transB=ta, alpha=alpha) if tb else b.Gemm(left, c, transA=1 - ta, alpha=alpha)
+        into_b = (
+            b.Gemm(c, left, transA=1, transB=ta, alpha=alpha) if tb else b.Gemm(left, c, transA=1 - ta, alpha=alpha)
+        )
     if len(ctx.need) > 2 and ctx.need[2]:
         into_c = c * float(ctx.attr("beta"))
     return [into_a, into_b, into_c][: len(ctx.node.x)]
