@@ -24,7 +24,8 @@ Inputs: TypeAlias = dict[str, np.ndarray]
 
 STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 FUSION = 1e-6  # relative; larger differences of the prediction are failures
-CLOSURE = 1e-4  # of the largest sum that the ledger holds
+CLOSURE = 1e-4  # of the largest sum that the ledger holds, in float32 and float64
+CLOSURE_STEPS = 8  # in coarser types: this many steps of the type
 SIZES = (8, 32, 64, 224, 16, 128)  # tried in turn for dynamic axes other than the batch
 BIG = 2**31 - 1  # a target that no model has
 
@@ -314,7 +315,8 @@ def _ledger(report: CheckReport, names: list[str], result: dict[str, Any], relev
     parts = np.asarray(own.get("ledger_by_node", ledger), np.float64).reshape(explained.size, -1)
     scale = np.maximum.reduce([abs(explained), abs(ledger), abs(np.asarray(total)), abs(parts).max(1, initial=0.0)])
     error = float(np.max(abs(total + ledger - explained) / np.maximum(scale, 1e-30)))
-    report.add("ledger", error <= CLOSURE, f"sum of relevance + ledger - explained = {error:.1e} of the largest sum")
+    closure = max(CLOSURE, CLOSURE_STEPS * float(np.finfo(own["explained"].dtype).eps))
+    report.add("ledger", error <= closure, f"sum of relevance + ledger - explained = {error:.1e} of the largest sum")
 
 
 def _target(report: CheckReport, ours: Session, names: list[str], feed: Inputs, default: dict[str, Any]) -> None:

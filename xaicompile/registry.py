@@ -193,10 +193,10 @@ def masked(op: str, passes: Derivative, *, at_zero: float | None = None, degree:
     """An op y = f(x) on each element whose derivative is 1 where `passes` holds and 0 elsewhere."""
 
     def transpose(ctx: Context) -> Messages:
-        return ctx.only(0, ctx.where(passes(ctx, ctx.x, ctx.y), ctx.c, 0.0))
+        return ctx.only(0, ctx.b.keep(ctx.c, passes(ctx, ctx.x, ctx.y)))
 
     def derivative(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
-        return ctx.where(passes(ctx, x, y), 1.0, 0.0)
+        return ctx.b.CastLike(passes(ctx, x, y), y)
 
     register(OpInfo(op, vjp=transpose, derivative=derivative, at_zero=at_zero, degree=degree))
 

@@ -94,6 +94,7 @@ def _bars(axis: Any, relevance: np.ndarray) -> None:
     values = relevance.ravel()
     axis.bar(np.arange(values.size), values, width=1.0, color=np.where(values >= 0, "tab:red", "tab:blue"))
     axis.axhline(0, color="black", linewidth=0.5)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("feature")
     axis.set_ylabel("relevance (red: for, blue: against)")
 

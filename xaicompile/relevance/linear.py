@@ -197,9 +197,9 @@ def same_sign_ratio(layer: Layer, z: Tensor, total: Tensor, sign: int) -> Tensor
     b, least = layer.ctx.b, tiny(z)
     if sign > 0:
         part = z if layer.rectified else positive(layer, z)
-        return part / b.Max(total, part, least)
+        return part / (b.Max(total, part) + least)
     part = negative(layer, z)
-    return part / b.Min(total, part, -least)
+    return part / (b.Min(total, part) - least)
 
 
 @rule("z-box", low=None, high=None, epsilon=1e-6)
