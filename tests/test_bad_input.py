@@ -240,6 +240,14 @@ def test_no_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comman
     assert 'pip install "xaicompile[cpu]"' in line
 
 
+def test_no_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    line = refused(tmp_path, "bench", saved(tmp_path, cnn()), "--device", "cuda", code=6)
+    assert 'pip install "xaicompile[gpu]"' in line
+
+
 def test_compiling_needs_no_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path, cnn())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

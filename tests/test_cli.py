@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import helper
 
-from tests.nets import cnn, external
+from tests.nets import cnn, external, finish, he
 from xaicompile.cli import cli
 from xaicompile.runtime import Session
 from xaicompile.summary import metadata_of
@@ -209,6 +209,15 @@ def test_explain_names_the_target_that_was_compiled_in(model: Path, tmp_path: Pa
     result = json.loads(run("explain", out, tmp_path / "x.npy", "-o", tmp_path / "r.npy", "--json"))
     assert result["target"] is None and "reduced" in result["title"]
     run("explain", out, tmp_path / "x.npy", "-o", tmp_path / "s.npy", "--target", "3", code=2)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT16, ["N", k]) for n, k in (("x", 64), ("y", 3)))
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)
+    weights = {"w": he(rng, 3, 64).astype(np.float16), "b": he(rng, 3, 1)[:, 0].astype(np.float16)}
+    (tmp_path / "half.onnx").write_bytes(finish([node], [x], [y], weights).SerializeToString())
+    assert "ok         ledger" in run(tmp_path / "half.onnx", "--ledger")
 
 
 def test_a_source_that_does_not_run_here_is_not_checked(tmp_path: Path) -> None:
