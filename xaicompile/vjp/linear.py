@@ -9,6 +9,7 @@ import numpy as np
 
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Linear, Message, Messages, vjp
+from xaicompile.vjp.shape import rank_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int
     if window.begin is not None and window.end is not None:
         pads = [*window.begin, *window.end]
         turned = [e - 1 - p for e, p in zip((*window.extent, *window.extent), pads, strict=True)]
-        if all(s == 1 for s in window.strides) and min(turned, default=0) >= 0:
+        unit = all(s == 1 for s in window.strides) and w.static is not None
+        if unit and min(turned, default=0) >= 0:
             return b.Conv(c, turned_kernel(b, w, group), pads=turned, dilations=list(window.dilations), group=group)
         if all(isinstance(s, int) for s in sizes) and sizes:
             rest = [
@@ -244,8 +246,8 @@ def matmul(ctx: Context) -> Messages:
     """c B^T and A^T c, vectors as in numpy; a third input, in views only, is a bias."""
     b, c = ctx.b, ctx.c
     left, right = ctx.node.inp(0), ctx.node.inp(1)
-    a2 = b.Unsqueeze(left, [0]) if left.rank == 1 else left
-    b2 = b.Unsqueeze(right, [1]) if right.rank == 1 else right
+    a2 = b.Unsqueeze(left, [0]) if rank_of(left) == 1 else left
+    b2 = b.Unsqueeze(right, [1]) if rank_of(right) == 1 else right
     if right.rank == 1:
         c = b.Unsqueeze(c, [-1])
     if left.rank == 1:
@@ -262,5 +264,5 @@ def matmul(ctx: Context) -> Messages:
 
 def swapped(b: Builder, t: Tensor) -> Tensor:
     """The last two axes swapped."""
-    n = t.rank or 2
+    n = rank_of(t)
     return b.Transpose(t, perm=[*range(n - 2), n - 1, n - 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.registry import Context, Messages, stop, vjp
+from xaicompile.vjp.shape import rank_of
 
 stop("BatchNormalization", 1, 2, 3, 4)
 
@@ -31,9 +32,8 @@ def batch_norm(ctx: Context) -> Messages:
 def layer_norm_parts(ctx: Context) -> tuple[list[int], Tensor, Tensor]:
     """Normalised axes, x - mean and 1/sd of a LayerNormalization, recomputed from its input."""
     b, x = ctx.b, ctx.x
-    assert x.rank is not None
-    axis = int(ctx.attr("axis"))
-    axes = list(range(axis % x.rank, x.rank))
+    rank = rank_of(x)
+    axes = list(range(int(ctx.attr("axis")) % rank, rank))
     centred = x - b.mean_axes(x, axes)
     variance = b.mean_axes(centred * centred, axes)
     return axes, centred, 1.0 / b.Sqrt(variance + float(ctx.attr("epsilon")))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.graph import Shape
 from xaicompile.registry import Context, Messages, stop, vjp
@@ -32,9 +33,26 @@ def known_ints(t: Tensor | None) -> list[int] | None:
 
 
 def rank_of(t: Tensor) -> int:
-    """The tensor's rank, which transposes that work axis by axis need."""
-    assert t.rank is not None, f"the rank of {t.name} is not known"
+    """The tensor's rank.
+
+    Raises:
+        UnsupportedError: It is not known.
+    """
+    if t.rank is None:
+        raise UnsupportedError(f"the rank of '{t.name}' is not known; state the shapes of the model's inputs")
     return t.rank
+
+
+def known_axes(node: View, i: int) -> list[int]:
+    """The axes that input `i` holds, counted from the front.
+
+    Raises:
+        UnsupportedError: They are worked out at run time.
+    """
+    axes = known_ints(node.x[i])
+    if axes is None:
+        raise UnsupportedError(f"{node}: no gradient for axes that are worked out at run time ('{node.inp(i).name}')")
+    return [a % rank_of(node.inp(0)) for a in axes]
 
 
 def with_dim(b: Builder, t: Tensor, axis: int, like: Tensor) -> Tensor:
@@ -207,15 +225,12 @@ def slice_(ctx: Context) -> Messages:
 
 def sliced_axes(node: View) -> list[int]:
     """The axes that a Slice cuts, counted from the front."""
-    rank = rank_of(node.inp(0))
     if node.has(3):
-        axes = known_ints(node.x[3])
-        assert axes is not None, f"the axes of {node} are not known"
-    else:
-        count = (node.inp(1).shape or (None,))[0]
-        assert isinstance(count, int), f"how many axes {node} cuts is not known"
-        axes = list(range(count))
-    return [a % rank for a in axes]
+        return known_axes(node, 3)
+    count = (node.inp(1).shape or (None,))[0]
+    if not isinstance(count, int):
+        raise UnsupportedError(f"{node}: no gradient where the number of cut axes is not known")
+    return list(range(count))
 
 
 def slice_inputs(b: Builder, node: View) -> list[Tensor]:
@@ -277,11 +292,7 @@ def pad(ctx: Context) -> Messages:
     """Constant padding is cut off, and summed for the value; reflected and repeated values go back to their origin."""
     b, c, x, node = ctx.b, ctx.c, ctx.x, ctx.node
     pads, mode = known_ints(node.inp(1)), ctx.attr("mode")
-    axes = list(range(rank_of(x)))
-    if node.has(3):
-        given = known_ints(node.x[3])
-        assert given is not None, f"the axes of {node} are not known"
-        axes = [a % rank_of(x) for a in given]
+    axes = known_axes(node, 3) if node.has(3) else list(range(rank_of(x)))
     if mode == "constant":
         into_x = cropped(b, c, node.inp(1), pads, axes, x)
         into_value = b.sum_axes(c, list(range(rank_of(x)))) - b.sum_axes(into_x, list(range(rank_of(x))))
