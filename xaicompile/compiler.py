@@ -16,7 +16,7 @@ from xaicompile import composite as composites
 from xaicompile import ir, registry, relevance, vjp
 from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
-from xaicompile.errors import UnsupportedError
+from xaicompile.errors import RuleError, UnsupportedError
 from xaicompile.explained import Explained, choose_inputs, choose_output, seed_of, total_per_sample
 from xaicompile.facts import Facts, find_constants
 from xaicompile.ir import Program, Tensor, View
@@ -86,6 +86,8 @@ def compile_model(
 ) -> Compiled:
     """Compiles a model and reports what was done; `xaicompile.compile` says what the arguments are."""
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, parameters)
+    if ledger and rules.output != "relevance":
+        raise RuleError(f"rule '{rules.name}' gives no relevance, of which a ledger could be kept")
     p = ir.load(model)
     b = p.builder
     b.method = rules.name

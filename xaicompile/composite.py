@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def entry(data: Mapping[str, Any], origin: str) -> Entry:
     """One [[rules]] table."""
     name = data.get("rule")
     if not isinstance(name, str):
-        raise RuleError(f"{origin}: needs rule = \"NAME\"")
+        raise RuleError(f'{origin}: needs rule = "NAME"')
     if name not in RULES:
         raise nearest(name, RULES, f"rule in {origin}:")
     match = data.get("match", {})
@@ -241,7 +241,7 @@ def matches(match: Mapping[str, Any], view: View, place: Place, composite: Compo
         low, high = wanted if isinstance(wanted, list) else (wanted, wanted)
         return value is not None and low <= value <= high
 
-    tests = {
+    tests: dict[str, Callable[[Any], bool]] = {
         "op": lambda v: any(fnmatch.fnmatchcase(view.op, p) for p in listed(v)),
         "name": lambda v: any(fnmatch.fnmatchcase(view.name, p) for p in listed(v)),
         "kind": lambda v: kind_of(view, place) == v,

@@ -113,9 +113,7 @@ def is_batched(end: Tensor, data: Tensor) -> bool:
     return a == b if isinstance(a, int) and isinstance(b, int) else not isinstance(a, int) and not isinstance(b, int)
 
 
-def seed_of(
-    p: Program, end: End, data: Tensor, target: int | Sequence[int] | None, reduce: str | None
-) -> Explained:
+def seed_of(p: Program, end: End, data: Tensor, target: int | Sequence[int] | None, reduce: str | None) -> Explained:
     """Emits the choice of the explained element and the cotangent that selects it.
 
     A target outside [0, K), except -1 (argmax), selects nothing: cotangent and value are zero.

@@ -103,11 +103,11 @@ class Facts:
 
 
 def rectifies(view: View) -> bool:
-    """True for ops whose derivative is 0 wherever their input is <= 0 and whose output is the input elsewhere or flat."""
+    """True for ops that pass nothing back wherever their input is <= 0, and else are the identity or flat."""
     if view.domain:
         return False
     low = view.x[1].value if view.op == "Clip" and view.has(1) and view.x[1] is not None else None
-    return view.op == "Relu" or low is not None and low.size == 1 and float(low.reshape(-1)[0]) >= 0
+    return view.op == "Relu" or (low is not None and low.size == 1 and float(low.reshape(-1)[0]) >= 0)
 
 
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -152,7 +152,9 @@ def evaluated(view: View) -> np.ndarray | None:
     """The value of a node on small constants, by the reference implementation; None where that fails."""
     if any(y is not None for y in view.y[1:]) or any(hasattr(v, "nodes") for v in view.attrs.values()):
         return None
-    if view.y[0] is None or view.y[0].shape is not None and int(np.prod([d if isinstance(d, int) else 1 for d in view.y[0].shape])) > SMALL:
+    if view.y[0] is None or (
+        view.y[0].shape is not None and int(np.prod([d if isinstance(d, int) else 1 for d in view.y[0].shape])) > SMALL
+    ):
         return None
     try:
         names = ["" if t is None else f"x{i}" for i, t in enumerate(view.x)]

@@ -125,6 +125,16 @@ class Context:
         if self.ledger is not None:
             self.ledger.append(amount())
 
+    def absorb_difference(self, messages: Messages) -> Messages:
+        """Enters y c minus what the messages hand on, for rules that conserve nothing; returns the messages."""
+        for y, c in zip(self.node.y, self.g, strict=True):
+            if y is not None and c is not None:
+                self.absorb(lambda y=y, c=c: y * c)  # type: ignore[misc]
+        for x, m, needed in zip(self.node.x, messages, self.need, strict=False):
+            if x is not None and isinstance(m, Tensor) and needed:
+                self.absorb(lambda x=x, m=m: -(x * m))  # type: ignore[misc]
+        return messages
+
     def where(self, condition: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
         """Where, with numbers in the dtype of the first output."""
         return self.b.where(condition, yes, no, like=self.y)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -29,7 +29,7 @@ from xaicompile.ir.opset import retyped
 
 OPSET_FLOOR = 18
 STANDARD = ("", "ai.onnx")
-ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 
 @dataclass

@@ -51,7 +51,7 @@ def is_identity(view: View) -> bool:
     if view.op == "Identity":
         return True
     training = view.x[2] if view.has(2) else None
-    idle = training is None or training.value is not None and not bool(training.value.reshape(-1)[0])
+    idle = training is None or (training.value is not None and not bool(training.value.reshape(-1)[0]))
     return idle and not any(y is not None for y in view.y[1:])
 
 
@@ -131,7 +131,7 @@ class Folding:
         if view.op == "BatchNormalization":
             if not all(view.inp(i).constant for i in range(1, 5)) or self.channel_axis != 1 - (z.rank or 0):
                 return False
-            if self.channels is None or view.y[1:] and any(view.y[1:]):
+            if self.channels is None or (view.y[1:] and any(view.y[1:])):
                 return False
             self.multiply(batch_norm_affine(self.b, view)[0])
             self.add(batch_norm_affine(self.b, view)[1])
@@ -139,7 +139,7 @@ class Folding:
             left = view.x[0] is z
             other = view.inp(1 if left else 0)
             v = self.vector(other, z) if other is not z and other.constant else None
-            if v is None or view.op == "Div" and not left:
+            if v is None or (view.op == "Div" and not left):
                 return False
             if view.op in ("Mul", "Div"):
                 self.multiply(v if view.op == "Mul" else 1.0 / v)
@@ -196,4 +196,3 @@ class Folding:
         if self.start.op == "ConvTranspose":
             return self.b.Reshape(v, [-1] + [1] * (rank - 2))
         return self.b.Reshape(v, [-1, 1]) if self.start.op == "Gemm" and int(self.start.attr("transB")) else v
-

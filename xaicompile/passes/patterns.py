@@ -144,7 +144,13 @@ def layer_norm(match: Match, y: Tensor) -> View | None:
     epsilon = match.bound["epsilon"].value
     means = [v for v in match.views if v.op == "ReduceMean"]
     axes = {reduced_axes(v, rank) for v in means}
-    if rank is None or epsilon is None or epsilon.size != 1 or len(axes) != 1 or not all(m.attr("keepdims") for m in means):
+    if (
+        rank is None
+        or epsilon is None
+        or epsilon.size != 1
+        or len(axes) != 1
+        or not all(m.attr("keepdims") for m in means)
+    ):
         return None
     (over,) = axes
     if over is None or list(over) != list(range(over[0], rank)):

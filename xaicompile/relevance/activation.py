@@ -8,13 +8,13 @@ from xaicompile.registry import Context, Messages, info, rule
 @rule("deconvnet")
 def deconvnet(ctx: Context) -> Messages:
     """max(c, 0), whatever the forward pass did (Zeiler and Fergus 2014; spec section 4)."""
-    return ctx.only(0, ctx.b.Relu(ctx.c))
+    return ctx.absorb_difference(ctx.only(0, ctx.b.Relu(ctx.c)))
 
 
 @rule("guided")
 def guided(ctx: Context) -> Messages:
     """max(c, 0) where the unit was active (Springenberg et al. 2015; spec section 4)."""
-    return ctx.vjp(g=[ctx.b.Relu(ctx.c)])
+    return ctx.absorb_difference(ctx.vjp(g=[ctx.b.Relu(ctx.c)]))
 
 
 @rule("identity")
@@ -37,4 +37,3 @@ def secant(ctx: Context) -> Messages:
     ratio = (ctx.y - float(start or 0.0)) / ctx.where(near, 1.0, ctx.x)
     ctx.absorb(lambda: ctx.c * float(start or 0.0))
     return ctx.only(0, ctx.c * ctx.where(near, row.derivative(ctx, ctx.x, ctx.y), ratio))
-

@@ -14,7 +14,7 @@ from xaicompile.vjp.norm import batch_norm_affine, layer_norm_parts, per_channel
 @rule("gradient")
 def gradient(ctx: Context) -> Messages:
     """The exact transpose."""
-    return ctx.vjp()
+    return as_it_is(ctx)
 
 
 @rule("default")
@@ -64,15 +64,8 @@ def homogeneous(ctx: Context) -> Messages:
 
 
 def as_it_is(ctx: Context) -> Messages:
-    """The transpose of an op that conserves nothing; what it loses or adds is entered input by input."""
-    messages = ctx.vjp()
-    for y, c in zip(ctx.node.y, ctx.g, strict=True):
-        if y is not None and c is not None:
-            ctx.absorb(lambda y=y, c=c: y * c)  # type: ignore[misc]
-    for x, m, needed in zip(ctx.node.x, messages, ctx.need, strict=False):
-        if x is not None and isinstance(m, Tensor) and needed:
-            ctx.absorb(lambda x=x, m=m: -(x * m))  # type: ignore[misc]
-    return messages
+    """The transpose of an op that conserves nothing; what it loses or adds is absorbed."""
+    return ctx.absorb_difference(ctx.vjp())
 
 
 @relevance("Clip")

@@ -223,7 +223,7 @@ def z_box(ctx: Context) -> Messages:
 
 def box(layer: Layer, value: float | list[float]) -> Tensor:
     """A bound as a tensor of one sample's shape: a scalar, or one number per channel."""
-    x, b = layer.x, layer.ctx.b
+    x = layer.x
     numbers = np.asarray(value, x.dtype)
     rank = x.rank or 2
     if numbers.ndim == 1 and numbers.size > 1:
