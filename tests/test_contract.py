@@ -1,0 +1,390 @@
+"""What the emitted model promises: how to choose what is explained, the ledger, outputs of any rank and type."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import xaicompile
+from tests.graphs import Arrays, data, exact, net, run, weight
+from tests.nets import cnn
+from xaicompile.compiler import compile_model
+from xaicompile.errors import RuleError, UnsupportedError
+
+LRP = ["lrp-0", "lrp-epsilon", "lrp-gamma", "z-box", "w-square", "flat"]
+BOX = {"low": -4.0, "high": 4.0}
+X = data(3, 3, 12, 12)
+
+
+def dense(target: int | list[int] | None = None, rule: str = "gradient") -> onnx.ModelProto:
+    """y = x W on [N, 4], four classes: the gradient is a column of W."""
+    return xaicompile.compile(linear_net(), rule, target=target)
+
+
+W = weight(4, 4)
+
+
+def linear_net() -> onnx.ModelProto:
+    return net("(float[N,4] x) => (float[N,4] y)", "y = MatMul(x, w)", w=W)
+
+
+# --- the target -------------------------------------------------------------------------------------------------
+
+
+def test_the_default_target_is_the_largest_output() -> None:
+    x = data(5, 4)
+    out = run(dense(), {"x": x})
+    np.testing.assert_array_equal(out["relevance"], W.T[out["y"].argmax(1)])
+
+
+def test_one_target_for_all_samples() -> None:
+    out = run(dense(), {"x": data(5, 4), "target": np.asarray([2])})
+    np.testing.assert_array_equal(out["relevance"], W.T[[2] * 5])
+
+
+def test_one_target_for_each_sample() -> None:
+    targets = np.asarray([3, 0, -1, 1, 2])
+    out = run(dense(), {"x": data(5, 4), "target": targets})
+    wanted = np.where(targets < 0, out["y"].argmax(1), targets)
+    np.testing.assert_array_equal(out["relevance"], W.T[wanted])
+
+
+@pytest.mark.parametrize("outside", [4, 1000, 2**40, -2, -5])
+def test_a_target_out_of_range_explains_nothing(outside: int) -> None:
+    made = xaicompile.compile(linear_net(), "lrp-epsilon", ledger=True)
+    out = run(made, {"x": data(2, 4), "target": np.asarray([outside, 1])})
+    for name in ("relevance", "explained", "ledger"):
+        assert not out[name][0].any() and out[name][1].any(), name
+    np.testing.assert_array_equal(out["y"], data(2, 4) @ W)
+
+
+@pytest.mark.parametrize("target", [1, [1, 3]])
+def test_the_default_target_can_be_set(target: int | list[int]) -> None:
+    out = run(dense(target), {"x": data(2, 4)})
+    np.testing.assert_array_equal(out["relevance"], W.T[np.broadcast_to(target, 2)])
+    other = run(dense(target), {"x": data(2, 4), "target": np.asarray([0])})
+    np.testing.assert_array_equal(other["relevance"], W.T[[0, 0]])
+
+
+def test_the_target_is_an_optional_int64_vector() -> None:
+    made = dense()
+    target = made.graph.input[1]
+    assert target.name == "target" and target.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    assert target.type.tensor_type.shape.dim[0].dim_param
+    assert {t.name: list(onnx.numpy_helper.to_array(t)) for t in made.graph.initializer if t.name == "target"} == {
+        "target": [-1]
+    }
+
+
+def test_explain_runs_at_once() -> None:
+    out = xaicompile.explain(linear_net(), data(3, 4), "gradient-x-input", target=[0, 1, 2])
+    np.testing.assert_array_equal(out["relevance"], data(3, 4) * W.T[:3])
+
+
+# --- what is explained ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "cut"),
+    [
+        ("y = Softmax(z)", "float[N,4]", ["Softmax"]),
+        ("y = LogSoftmax(z)", "float[N,4]", ["LogSoftmax"]),
+        ("y = Sigmoid(z)", "float[N,4]", ["Sigmoid"]),
+        ("y = ArgMax<axis=1>(z)", "int64[N,1]", ["ArgMax"]),
+        ("p = Softmax(z)\ni = Identity(p)\ny = ArgMax<axis=1>(i)", "int64[N,1]", ["ArgMax", "Softmax"]),
+    ],
+)
+def test_relevance_starts_at_the_logits(ending: str, kind: str, cut: list[str]) -> None:
+    model = net(f"(float[N,4] x) => ({kind} y)", f"z = MatMul(x, w)\n{ending}", w=W)
+    compiled = compile_model(model, "gradient")
+    assert [line.split(" ")[0] for line in compiled.cut] == cut
+    out = run(compiled.model, {"x": data(2, 4)})
+    np.testing.assert_array_equal(out["relevance"], W.T[(data(2, 4) @ W).argmax(1)])
+    np.testing.assert_array_equal(out["y"], run(model, {"x": data(2, 4)})["y"])
+
+
+def test_a_trailing_op_that_squashes_nothing_is_not_cut() -> None:
+    compiled = compile_model(net("(float[N,4] x) => (float[N,4] y)", "z = MatMul(x, w)\ny = Identity(z)", w=W))
+    assert compiled.cut == []
+
+
+def test_explain_output_takes_a_tensor_as_it_is() -> None:
+    model = net("(float[N,4] x) => (float[N,4] y)", "z = MatMul(x, w)\ny = Softmax(z)", w=W)
+    compiled = compile_model(model, "gradient", explain_output="y")
+    assert compiled.cut == []
+    x = data(2, 4)
+    y = run(model, {"x": x})["y"].astype(np.float64)
+    best = y.argmax(1)
+    want = y[[0, 1], best][:, None] * (W.T[best] - y @ W.T)
+    np.testing.assert_allclose(run(compiled.model, {"x": x})["relevance"], want, atol=1e-6)
+    inner = compile_model(model, "gradient", explain_output="z", target=0).model
+    np.testing.assert_array_equal(run(inner, {"x": x})["relevance"], W.T[[0, 0]])
+
+
+@pytest.mark.parametrize(("reduce", "row"), [("sum", W.sum(1)), ("mean", W.mean(1))])
+def test_explain_reduce(reduce: str, row: np.ndarray) -> None:
+    compiled = compile_model(linear_net(), "gradient-x-input", explain_reduce=reduce, ledger=True)
+    assert compiled.target == "" and [i.name for i in compiled.model.graph.input] == ["x"]
+    out = run(compiled.model, {"x": data(2, 4)})
+    np.testing.assert_allclose(out["relevance"], row * data(2, 4), rtol=1e-6)
+    np.testing.assert_allclose(out["explained"], getattr(out["y"], reduce)(1), rtol=1e-6)
+
+
+def test_explain_reduce_max_follows_the_largest() -> None:
+    compiled = compile_model(linear_net(), "gradient-x-input", explain_reduce="max", ledger=True)
+    x = data(4, 4)
+    out = run(compiled.model, {"x": x})
+    assert compiled.target == ""
+    np.testing.assert_array_equal(out["relevance"], x * W.T[out["y"].argmax(1)])
+    np.testing.assert_array_equal(out["explained"], out["y"].max(1))
+
+
+def segmentation(batch: int | str) -> onnx.ModelProto:
+    """A 1x1 convolution from 3 channels to 2 classes at each of 4 x 5 places."""
+    return net(f"(float[{batch},3,4,5] x) => (float[{batch},2,4,5] y)", "y = Conv(x, w)", w=weight(2, 3, 1, 1), ir=8)
+
+
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_an_output_of_any_rank_has_a_flat_target(batch: int | str) -> None:
+    compiled = compile_model(segmentation(batch), "gradient-x-input", ledger=True)
+    x = data(2, 3, 4, 5)
+    target = np.ravel_multi_index(([1, 0], [2, 3], [4, 1]), (2, 4, 5))
+    out = run(compiled.model, {"x": x, "target": target})
+    want = np.zeros_like(x)
+    want[0, :, 2, 4], want[1, :, 3, 1] = weight(2, 3, 1, 1)[1, :, 0, 0], weight(2, 3, 1, 1)[0, :, 0, 0]
+    np.testing.assert_array_equal(out["relevance"], want * x)
+    np.testing.assert_array_equal(out["explained"], [out["y"][0, 1, 2, 4], out["y"][1, 0, 3, 1]])
+    best = run(compiled.model, {"x": x})
+    np.testing.assert_array_equal(best["explained"], best["y"].reshape(2, -1).max(1))
+
+
+def test_an_output_of_rank_one() -> None:
+    model = net("(float[N,4] x) => (float[N] y)", "z = MatMul(x, w)\ny = Squeeze(z, a)", w=W[:, :1], a=np.asarray([1]))
+    out = run(xaicompile.compile(model, "gradient-x-input", ledger=True), {"x": data(3, 4)})
+    np.testing.assert_array_equal(out["relevance"], W[:, 0] * data(3, 4))
+    np.testing.assert_array_equal(out["explained"], out["y"])
+
+
+def test_a_model_of_one_static_sample() -> None:
+    compiled = compile_model(cnn(batch=1), "lrp-gamma", ledger=True)
+    assert not compiled.notes
+    close(run(compiled.model, {"x": X[:1]}), 1e-5)
+
+
+@pytest.mark.parametrize("ending", ["y = Squeeze(z, a)", "y = ReduceSum<keepdims=0>(z, a)"])
+def test_an_output_without_the_batch_is_one_sample(ending: str) -> None:
+    model = net(
+        "(float[N,4] x) => (float[4] y)", f"m = MatMul(x, w)\nz = ReduceMean(m, a)\n{ending}", w=W, a=np.asarray([0])
+    )
+    compiled = compile_model(model, "gradient-x-input", ledger=True, target=2)
+    assert any("no batch axis" in note for note in compiled.notes)
+    out = run(compiled.model, {"x": data(3, 4)})
+    np.testing.assert_allclose(out["relevance"], data(3, 4) * W[:, 2] / 3, rtol=1e-6)
+    assert out["explained"].shape == out["ledger"].shape == (1,)
+    np.testing.assert_array_equal(out["explained"], out["y"][[2]])
+
+
+def test_a_scalar_output() -> None:
+    model = net("(float[N,4] x) => (float y)", "s = Mul(x, x)\ny = ReduceSum<keepdims=0>(s)")
+    compiled = compile_model(model, "gradient")
+    x = data(3, 4)
+    np.testing.assert_allclose(run(compiled.model, {"x": x})["relevance"], 2 * x, rtol=1e-6)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["lrp-0", "lrp-gamma", "gradient"])
+def test_layers(rule: str) -> None:
+    names = ["a1", "s", "f"]
+    made = xaicompile.compile(cnn(), rule, layers=names)
+    assert [o.name for o in made.graph.output] == ["logits", "relevance", *(f"relevance_{n}" for n in names)]
+    feed = {"x": X}
+    out = run(made, feed)
+    plain = run(xaicompile.compile(cnn(), rule), feed)
+    np.testing.assert_allclose(out["relevance"], plain["relevance"], atol=1e-6 * np.abs(plain["relevance"]).max())
+    shapes = {"a1": (3, 6, 12, 12), "s": (3, 6, 12, 12), "f": (3, 6)}
+    for name, shape in shapes.items():
+        assert out[f"relevance_{name}"].shape == shape
+    if rule == "lrp-0":  # at the last layer: the contributions to the winning class
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in made.graph.initializer}
+        features = run(opened(cnn(), "f"), feed)["f"]
+        want = features * weights["w3"][out["logits"].argmax(1)]
+        np.testing.assert_allclose(out["relevance_f"], want, rtol=1e-5, atol=1e-7)
+
+
+def opened(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with an inner tensor among its outputs."""
+    model.graph.output.add(name=name)
+    return model
+
+
+def test_a_layer_must_be_between_input_and_output() -> None:
+    with pytest.raises(RuleError, match="did you mean 'logits'"):
+        compile_model(cnn(), layers=["logit"])
+    with pytest.raises(UnsupportedError, match="'w1' is not between"):
+        compile_model(cnn(), layers=["w1"])
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------------
+
+
+def mixed(dtype: type = np.float64, bias: float = 0.3) -> onnx.ModelProto:
+    """BatchNorm after and before Conv, residual, squeeze-and-excite, HardSwish, Clip, pools, concat, split, Gemm."""
+    kind = {np.float64: "double", np.float32: "float", np.float16: "float16"}[dtype]
+
+    def param(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+        return (weight(*shape, seed=seed, dtype=np.float64) * scale).astype(dtype)
+
+    norm = {}
+    for i in range(2):
+        norm |= {f"g{i}": 1 + param(6, seed=1, scale=0.2), f"t{i}": param(6, seed=2, scale=bias)}
+        norm |= {f"m{i}": param(6, seed=3, scale=0.2), f"v{i}": 1 + np.abs(param(6, seed=4, scale=0.3))}
+    return net(
+        f"({kind}[N,3,12,12] x) => ({kind}[N,5] y)",
+        """
+        c1 = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        n1 = BatchNormalization(c1, g0, t0, m0, v0)
+        h1 = HardSwish(n1)
+        c2 = Conv<pads=[1,1,1,1], group=2>(h1, w2)
+        r2 = Add(c2, h1)
+        n2 = BatchNormalization(r2, g1, t1, m1, v1)
+        a2 = Relu(n2)
+        q = GlobalAveragePool(a2)
+        q1 = Conv(q, w3, b3)
+        q2 = Relu(q1)
+        q3 = Conv(q2, w4, b4)
+        gate = Sigmoid(q3)
+        e = Mul(gate, a2)
+        c3 = Conv<strides=[2,2], pads=[1,1,1,1]>(e, w5, b5)
+        k = Clip(c3, zero, six)
+        p1 = MaxPool<kernel_shape=[2,2], strides=[2,2]>(k)
+        p2 = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], count_include_pad=1>(k)
+        j = Concat<axis=1>(p1, p2)
+        s1, s2 = Split<axis=1>(j, parts)
+        t = Add(s1, s2)
+        u = Sub(t, shift)
+        o = GlobalAveragePool(u)
+        f = Flatten(o)
+        d1 = Gemm<transB=1>(f, w6, b6)
+        d2 = Tanh(d1)
+        d3 = MatMul(d2, w7)
+        y = Add(d3, b7)
+        """,
+        w1=param(6, 3, 3, 3), b1=param(6, scale=bias), w2=param(6, 3, 3, 3), w3=param(4, 6, 1, 1),
+        b3=param(4, scale=bias), w4=param(6, 4, 1, 1), b4=param(6, scale=bias), w5=param(8, 6, 3, 3),
+        b5=param(8, scale=bias),
+        w6=param(7, 8), b6=param(7, scale=bias), w7=param(7, 5), b7=param(5, scale=bias), shift=param(1, scale=bias),
+        zero=np.asarray(0, dtype), six=np.asarray(0.7, dtype), parts=np.asarray([8, 8]), **norm,
+    )  # fmt: skip
+
+
+def close(out: Arrays, tolerance: float) -> None:
+    """sum(R) + ledger == explained, the ledger being the sum of its nodes."""
+    total = out["relevance"].reshape(len(out["explained"]), -1).sum(1, dtype=np.float64)
+    sizes = np.abs([out["explained"], out["ledger"], *out["ledger_by_node"].T]).max(0)
+    np.testing.assert_array_less(np.abs(total + out["ledger"] - out["explained"]), tolerance * sizes)
+    np.testing.assert_allclose(out["ledger_by_node"].sum(1), out["ledger"], rtol=1e-6, atol=1e-6 * sizes.max())
+
+
+def parameters(rule: str, **more: object) -> dict[str, object]:
+    return {**(BOX if rule == "z-box" else {}), **more}
+
+
+@pytest.mark.parametrize("rule", [*LRP, "gradient-x-input", "guided-backprop-x-input"])
+def test_the_ledger_closes_in_float64(rule: str) -> None:
+    made = xaicompile.compile(mixed(), rule, parameters=parameters(rule), ledger=True)
+    out = exact(made, {"x": data(3, 3, 12, 12, dtype=np.float64), "target": np.asarray([0, 3, -1])})
+    close(out, 1e-12)
+    assert np.abs(out["ledger"]).min() > 1e-3
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-2, 1.0])
+def test_the_ledger_closes_for_any_stabiliser(epsilon: float) -> None:
+    made = xaicompile.compile(mixed(), "lrp-gamma", parameters={"epsilon": epsilon}, ledger=True)
+    close(exact(made, {"x": data(2, 3, 12, 12, dtype=np.float64)}), 1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 10.0])
+def test_the_ledger_closes_for_any_gamma(gamma: float) -> None:
+    made = xaicompile.compile(mixed(), "lrp-gamma", parameters={"gamma": gamma}, ledger=True)
+    close(exact(made, {"x": data(2, 3, 12, 12, dtype=np.float64)}), 1e-12)
+
+
+@pytest.mark.parametrize("rule", LRP)
+def test_the_ledger_closes_in_the_runtime(rule: str) -> None:
+    made = xaicompile.compile(mixed(np.float32), rule, parameters=parameters(rule), ledger=True)
+    close(run(made, {"x": X}), 1e-5)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+def test_the_ledger_closes_for_reduced_outputs(reduce: str) -> None:
+    made = xaicompile.compile(mixed(), "lrp-gamma", explain_reduce=reduce, ledger=True)
+    close(exact(made, {"x": data(2, 3, 12, 12, dtype=np.float64)}), 1e-12)
+
+
+def test_nothing_is_absorbed_without_biases() -> None:
+    """A piecewise-linear net without biases under LRP-0 keeps all relevance."""
+    model = net(
+        "(double[N,3,8,8] x) => (double[N,5] y)",
+        "c = Conv<pads=[1,1,1,1]>(x, w)\nr = Relu(c)\nd = Conv<pads=[1,1,1,1]>(r, v)\ns = Add(d, r)\na = Relu(s)\n"
+        "p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)\ng = GlobalAveragePool(p)\nf = Flatten(g)\ny = MatMul(f, u)",
+        w=weight(4, 3, 3, 3, dtype=np.float64),
+        v=weight(4, 4, 3, 3, dtype=np.float64),
+        u=weight(4, 5, dtype=np.float64),
+    )
+    out = exact(xaicompile.compile(model, "lrp-0", ledger=True), {"x": data(2, 3, 8, 8, dtype=np.float64)})
+    np.testing.assert_allclose(out["relevance"].sum((1, 2, 3)), out["explained"], rtol=1e-12)
+    np.testing.assert_allclose(out["ledger"], 0, atol=1e-14)
+
+
+def test_lrp_zero_is_gradient_times_input_where_all_is_piecewise_linear() -> None:
+    feed = {"x": X}
+    zero, product = (run(xaicompile.compile(cnn(), rule), feed)["relevance"] for rule in ("lrp-0", "gradient-x-input"))
+    np.testing.assert_allclose(zero, product, atol=1e-6 * np.abs(product).max())
+
+
+@pytest.mark.parametrize("rule", ["gradient", "guided-backprop", "deconvnet"])
+def test_batches_do_not_mix(rule: str) -> None:
+    made = xaicompile.compile(mixed(np.float32), rule)
+    together = run(made, {"x": X})["relevance"]
+    for i in range(len(X)):
+        alone = run(made, {"x": X[i : i + 1]})["relevance"][0]
+        np.testing.assert_allclose(alone, together[i], atol=1e-5 * np.abs(together[i]).max())
+
+
+def test_there_is_no_ledger_of_a_gradient() -> None:
+    with pytest.raises(RuleError, match="gives no relevance"):
+        compile_model(cnn(), "gradient", ledger=True)
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["gradient", *LRP])
+def test_float16_models_stay_float16(rule: str) -> None:
+    made = xaicompile.compile(mixed(np.float16), rule, parameters=parameters(rule), ledger=rule in LRP)
+    kinds = {o.type.tensor_type.elem_type for o in made.graph.output}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    target = np.asarray([1, 2, 3])
+    got = run(made, {"x": X.astype(np.float16), "target": target})["relevance"].astype(np.float64)
+    want = exact(
+        xaicompile.compile(mixed(), rule, parameters=parameters(rule)), {"x": X.astype(np.float64), "target": target}
+    )["relevance"]
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("rule", ["gradient", *LRP])
+def test_float32_agrees_with_float64(rule: str) -> None:
+    target = np.asarray([1, 2, 3])
+    got, want = (
+        runner(
+            xaicompile.compile(mixed(dtype), rule, parameters=parameters(rule)),
+            {"x": X.astype(dtype), "target": target},
+        )["relevance"]
+        for runner, dtype in ((run, np.float32), (exact, np.float64))
+    )
+    assert want.dtype == np.float64
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
