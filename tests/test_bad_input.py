@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 import xaicompile
 from tests.nets import cast, cnn, external
+from xaicompile import checks
 from xaicompile.cli import cli
 from xaicompile.compiler import compile_model
 from xaicompile.errors import XaiCompileError
@@ -197,9 +198,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_output_is_the_input(tmp_path: Path) -> None:
     path = saved(tmp_path, cnn())
-    assert "input" in refused(tmp_path, path, "-o", path, code=5)
+    assert "is the input itself" in refused(tmp_path, path, "-o", path, code=5)
     (tmp_path / "link.onnx").symlink_to(path)
-    assert "input" in refused(tmp_path, path, "-o", tmp_path / "link.onnx", code=5)
+    assert "is the input itself" in refused(tmp_path, path, "-o", tmp_path / "link.onnx", code=5)
     result = CliRunner().invoke(cli, [str(path), "-o", str(path), "--force"])
     assert result.exit_code == 0, result.output
     assert "relevance" in [o.name for o in onnx.load(path).graph.output]
@@ -209,6 +210,16 @@ def test_output_exists(tmp_path: Path) -> None:
     path = saved(tmp_path, cnn())
     (tmp_path / "out.onnx").write_text("mine")
     assert "--force" in refused(tmp_path, path, "-o", tmp_path / "out.onnx", code=5)
+
+
+def test_a_failed_self_check_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, cnn())
+    report = checks.CheckReport([checks.Item("prediction", False, "'logits' differs")])
+    monkeypatch.setattr(checks, "check", lambda *_, **__: report)
+    result = CliRunner().invoke(cli, [str(path)])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "Error: prediction: 'logits' differs; nothing was written"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_target_out_of_range_gives_zeros() -> None:
@@ -269,7 +280,7 @@ def test_explain_refuses(tmp_path: Path) -> None:
     assert "could not run" in refused(tmp_path, "explain", out, tmp_path / "wrong.npy", *heatmap, code=3)
     assert "text.png" in refused(tmp_path, "explain", out, tmp_path / "text.png", *heatmap, code=3)
     assert "none.png" in refused(tmp_path, "explain", out, tmp_path / "none.png", *heatmap, code=3)
-    assert "input" in refused(tmp_path, "explain", out, tmp_path / "x.npy", "-o", tmp_path / "x.npy", code=5)
+    assert "is an input" in refused(tmp_path, "explain", out, tmp_path / "x.npy", "-o", tmp_path / "x.npy", code=5)
     assert "0 to 4" in refused(tmp_path, "explain", out, tmp_path / "x.npy", "--target", "5", *heatmap, code=2)
     assert "names" in refused(tmp_path, "explain", out, tmp_path / "x.npy", "--target", "cat", *heatmap, code=2)
 

@@ -149,6 +149,18 @@ def test_check(model: Path, tmp_path: Path) -> None:
     assert "FAILED     source hash" in run("check", out, "--against", tmp_path / "other.onnx", code=1)
 
 
+def test_check_compares_the_rule_set(model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('extends = "lrp-gamma"\n[parameters]\ngamma = 1.0\n')
+    out = tmp_path / "out.onnx"
+    run(model, "--rule", own, "-o", out)
+    assert "'own'" in run("check", out, "--against", model)
+    run("check", out, "--against", model, "--rule", own)
+    assert "FAILED     rule hash" in run("check", out, "--against", model, "--rule", "lrp-gamma", code=1)
+    own.write_text('extends = "lrp-gamma"\n[parameters]\ngamma = 2.0\n')
+    assert "FAILED     rule hash" in run("check", out, "--against", model, "--rule", own, code=1)
+
+
 def test_check_fails_where_a_weight_was_changed(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     run(model, "-o", out)
