@@ -94,7 +94,7 @@ def compile_model(
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input)
     find_constants(p)
-    canonical.run(p, keep={end.tensor.name, *(t.name for t in p.outputs), *layers})
+    canonical.run(p, end.tensor.name, layers)
     facts = Facts(p, [t.name for t in inputs], box_of(rules.parameters))
     taps = [tapped(p, facts, name) for name in layers]
     views = on_the_way(p, facts, end.tensor)
@@ -202,6 +202,12 @@ def tapped(p: Program, facts: Facts, name: str) -> Tensor:
     """An intermediate tensor whose relevance is wanted."""
     if name not in p.tensors:
         raise registry.nearest(name, p.tensors, "layer (tensor name)")
+    if name in p.hidden:
+        inside = p.hidden[name]
+        raise UnsupportedError(
+            f"tensor '{name}' lies inside {' + '.join(inside.nodes)}, which are read as one {inside.op}; "
+            f"ask for '{inside.out().name}' instead"
+        )
     if not facts.on_path(p.tensors[name]):
         raise UnsupportedError(f"tensor '{name}' is not between an explained input and the explained output")
     return p.tensors[name]

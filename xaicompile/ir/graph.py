@@ -202,6 +202,10 @@ class Program:
         opset: Version of the standard domain.
         builder: Emits new nodes.
         notes: What the user should know about how the source was read.
+        domains: Opset version by domain.
+        skeleton: The source model without large weights, inlined, raised and typed.
+        required: Names of the graph inputs without a default.
+        hidden: Tensors inside a view that reads several nodes as one, by name.
     """
 
     def __init__(self, source: Source, opset: int, names: Iterable[str]) -> None:
@@ -216,6 +220,7 @@ class Program:
         self.domains: dict[str, int] = {}
         self.skeleton = onnx.ModelProto()
         self.required: list[str] = []
+        self.hidden: dict[str, View] = {}
         self.builder: Builder = Builder(opset, names)
 
     def producers(self) -> dict[str, View]:

@@ -8,7 +8,7 @@ become one op (spec section 6).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +21,22 @@ from xaicompile.vjp.norm import batch_norm_affine
 AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
 
 
-def run(p: Program, keep: Collection[str]) -> bool:
-    """Reads patterns as views; tensors named in `keep` stay visible. Returns whether anything was read."""
-    changed = see_through(p, keep)
-    changed |= patterns.run(p, keep)
-    return fold_affine(p, keep) or changed
+def run(p: Program, end: str, layers: Sequence[str] = ()) -> bool:
+    """Reads patterns as views and returns whether anything was read.
+
+    Args:
+        end: Name of the explained tensor; it stays visible.
+        layers: Names of tensors whose relevance is wanted. They don't change what is read as one op, since that
+            would change the explanation; `p.hidden` says which tensors lie inside a view.
+    """
+    made_by = {y.name: v.name for v in p.views for y in v.y if y is not None}
+    changed = see_through(p, {end, *layers})
+    changed |= patterns.run(p, {end})
+    changed |= fold_affine(p, {end})
+    visible = {y.name for v in p.views for y in v.y if y is not None}
+    reads = {node: v for v in p.views for node in v.nodes}
+    p.hidden = {t: reads[node] for t, node in made_by.items() if t not in visible and node in reads}
+    return changed
 
 
 def see_through(p: Program, keep: Collection[str]) -> bool:
