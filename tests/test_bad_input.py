@@ -196,6 +196,21 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "No space left" in refused(tmp_path, path, "-o", tmp_path / "out.onnx", code=5)
 
 
+def test_a_disk_that_fills_up_leaves_no_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "other").mkdir()
+    path = external(tmp_path / "source")
+    replace = os.replace
+
+    def full(source: str | Path, target: str | Path) -> None:
+        if str(target).endswith(".onnx"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    assert "No space left" in refused(tmp_path / "other", path, "-o", tmp_path / "other" / "out.onnx", code=5)
+
+
 def test_output_is_the_input(tmp_path: Path) -> None:
     path = saved(tmp_path, cnn())
     assert "is the input itself" in refused(tmp_path, path, "-o", path, code=5)

@@ -56,31 +56,42 @@ def save(model: onnx.ModelProto, path: Path, source_dir: Path | None = None, for
     """
     if path.exists() and not force:
         raise OutputError(f"{path} exists; --force overwrites it")
-    written = [path]
+    copied: list[Path] = []
     try:
         folder = path.parent.resolve()
         if not folder.is_dir():
             raise OutputError(f"no such folder: {folder}")
+        data: dict[Path, Path] = {}
         if source_dir is not None and source_dir.resolve() != folder:
-            for location in external_files(model, source_dir):
-                into = folder / location
-                if into.exists() and not force:
-                    raise OutputError(f"{into} (external data) exists; --force overwrites it")
-                into.parent.mkdir(parents=True, exist_ok=True)
-                copy_data(source_dir / location, into)
-                written.append(into)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(model.SerializeToString())
-            os.chmod(temporary, 0o666 & ~umask())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"can't write {path}: {error.strerror or error}") from error
-    return written
+            data = {folder / name: source_dir / name for name in external_files(model, source_dir)}
+        for into in data:
+            if into.exists() and not force:
+                raise OutputError(f"{into} (external data) exists; --force overwrites it")
+        for into, origin in data.items():
+            into.parent.mkdir(parents=True, exist_ok=True)
+            copy_data(origin, into)
+            copied.append(into)
+        write(model, path, folder)
+    except BaseException as error:
+        for into in copied:
+            into.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"can't write {path}: {error.strerror or error}") from error
+        raise
+    return [path, *copied]
+
+
+def write(model: onnx.ModelProto, path: Path, folder: Path) -> None:
+    """The model under its final name, never half-written."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(model.SerializeToString())
+        os.chmod(temporary, 0o666 & ~umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def umask() -> int:
