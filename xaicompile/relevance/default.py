@@ -102,6 +102,12 @@ def power(ctx: Context) -> Messages:
     return scaled(ctx.vjp(), 1 / float(p.reshape(-1)[0]))
 
 
+@relevance("PRelu")
+def prelu(ctx: Context) -> Messages:
+    """All to the data; the slope is a factor that carries nothing, data or not."""
+    return ctx.only(0, ctx.vjp()[0]) if ctx.need[0] else as_it_is(ctx)
+
+
 @relevance("BatchNormalization")
 def batch_norm(ctx: Context) -> Messages:
     """One that no linear op precedes: elementwise s x + t; t is bias."""

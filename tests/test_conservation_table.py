@@ -1,0 +1,48 @@
+"""The ledger closes on every row of the operator table: relevance plus what was absorbed is what was explained.
+
+Float64, through the reference. The ledger is summed from what each node absorbs, so a rule that loses, doubles or
+invents relevance leaves a gap here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import xaicompile
+from tests.cases import Case
+from tests.cases.build import build, explained_inputs
+from tests.cases.table import CASES
+from tests.reference_ops import evaluator
+
+TOLERANCE = 1e-9
+RULES = ["lrp-0", "lrp-epsilon", "lrp-gamma", "gradient-x-input"]
+
+
+def variants() -> list[object]:
+    rows = []
+    for case in CASES:
+        for rule in RULES:
+            rows.append(pytest.param(case, rule, False, id=f"{case.id}-{rule}"))
+            if case.dynamic and rule == "lrp-gamma":
+                rows.append(pytest.param(case, rule, True, id=f"{case.id}-{rule}-dynamic"))
+    return rows
+
+
+@pytest.mark.parametrize(("case", "rule", "dynamic"), variants())
+def test_the_ledger_closes(case: Case, rule: str, dynamic: bool) -> None:
+    model, feed = build(case, "float64", dynamic)
+    names = explained_inputs(case)
+    emitted = xaicompile.compile(
+        model, rule, explain_output="s", explain_reduce="sum", explain_input=names, ledger=True
+    )
+    outputs = [o.name for o in emitted.graph.output]
+    got = dict(zip(outputs, evaluator(emitted).run(None, feed), strict=True))
+    relevance = [np.asarray(v) for k, v in got.items() if k.startswith("relevance")]
+    assert len(relevance) == len(names)
+    assert all(np.isfinite(r).all() for r in relevance)
+    explained, absorbed = float(got["explained"].sum()), float(got["ledger"].sum())
+    assert explained == pytest.approx(float(np.sum(got["s"])), rel=1e-12)
+    scale = max(abs(explained), abs(absorbed), *(float(np.abs(r).sum()) for r in relevance))
+    assert abs(sum(float(r.sum()) for r in relevance) + absorbed - explained) <= TOLERANCE * scale
+    assert np.allclose(got["ledger_by_node"].sum(1), got["ledger"], rtol=1e-12, atol=1e-12 * scale)
