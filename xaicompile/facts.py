@@ -32,6 +32,7 @@ class Facts:
         path: Names of tensors through which a message can reach an explained input.
         depends: Names of tensors whose value depends on an explained input.
         interval: Bounds on all values, by name; a missing name has none.
+        explained: Names of the explained inputs.
         activation: For a tensor read by nothing but one ReLU-like op: that op's output.
         fused: Convolution outputs read by nothing but an Add, which runtimes fuse: reading them as well would change
             the prediction's last bits.
@@ -44,17 +45,23 @@ class Facts:
         self.interval: dict[str, Interval] = dict.fromkeys(explained, box)
         self.activation: dict[str, Tensor] = {}
         self.fused: set[str] = set()
-        self.makers: dict[str, str] = {}
+        self.explained = frozenset(explained)
+        self.makers: dict[str, View] = {}
         for view in program.views:
             self._sweep(view)
         self._read_activations()
 
     def made_by(self, t: Tensor | None) -> str:
         """The op that makes t, "" for inputs and constants."""
-        return "" if t is None else self.makers.get(t.name, "")
+        view = self.producer(t)
+        return "" if view is None or view.domain else view.op
+
+    def producer(self, t: Tensor | None) -> View | None:
+        """The view that makes t, None for inputs and constants."""
+        return None if t is None else self.makers.get(t.name)
 
     def _read_activations(self) -> None:
-        self.makers = {y.name: v.op for v in self.program.views for y in v.y if y is not None}
+        self.makers = {y.name: v for v in self.program.views for y in v.y if y is not None}
         consumers = self.program.consumers()
         outputs = {t.name for t in self.program.outputs}
         for view in self.program.views:

@@ -10,6 +10,7 @@ import numpy as np
 from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, Linear, Message, Messages, Relevance, info, rule
+from xaicompile.relevance.box import as_array, bounds_at, one_sample
 
 
 def linear_of(ctx: Context) -> Linear | None:
@@ -128,8 +129,9 @@ def negative(layer: Layer, t: Tensor) -> Tensor:
 
 
 def tiny(t: Tensor) -> float:
-    """The smallest normal number of a dtype."""
-    return float(np.finfo(t.dtype or np.float32).tiny)
+    """A number next to nothing: the smallest normal one, in half precision (6e-5) the smallest of all."""
+    kind = np.finfo(t.dtype or np.float32)
+    return float(kind.smallest_subnormal if kind.bits == 16 else kind.tiny)
 
 
 def stabilised(layer: Layer, z: Tensor, eps: float) -> Tensor:
@@ -212,38 +214,13 @@ def z_box(ctx: Context) -> Messages:
     if ctx.parameters.get("low") is None or ctx.parameters.get("high") is None:
         raise RuleError("rule 'z-box' needs the input's bounds: --set low=... --set high=..., or --mean and --std")
     w, wp, wn = layer.w, positive(layer, layer.w), negative(layer, layer.w)
-    low, high = (box(layer, ctx.parameters[key]) for key in ("low", "high"))
+    low, high = bounds_at(ctx, layer.x, ctx.parameters["low"], ctx.parameters["high"])
     offset = layer.z(low, wp) + layer.z(high, wn)
     den = layer.z(layer.x, w) - offset
     s = ctx.c * layer.output() / stabilised(layer, den, eps)
     ctx.absorb(lambda: s * (stabilised(layer, den, eps) - den))
     r = layer.x * layer.back(w, s) - low * layer.back(wp, s) - high * layer.back(wn, s)
     return layer.result(Relevance(r))
-
-
-def box(layer: Layer, value: float | list[float]) -> Tensor:
-    """A bound as a tensor of one sample's shape: a scalar, or one number per channel."""
-    x = layer.x
-    numbers = np.asarray(value, x.dtype)
-    rank = x.rank or 2
-    if numbers.ndim == 1 and numbers.size > 1:
-        axis = 1 if layer.ctx.node.op in ("Conv", "ConvTranspose") else rank - 1
-        channels = None if x.shape is None else x.shape[axis]
-        if isinstance(channels, int) and channels != numbers.size:
-            raise RuleError(f"a bound has {numbers.size} values, but {layer.ctx.node} has {channels} input channels")
-        numbers = numbers.reshape([-1 if i == axis else 1 for i in range(rank)])
-    return like_one_sample(layer, numbers.reshape([1] * rank) if numbers.size == 1 else numbers)
-
-
-def like_one_sample(layer: Layer, numbers: np.ndarray) -> Tensor:
-    """Numbers expanded to the data's shape with batch 1."""
-    x, b = layer.x, layer.ctx.b
-    assert x.rank is not None
-    size = b.Concat([1], b.shape_of(x, 1), axis=0)
-    dims = None if x.shape is None else (1, *x.shape[1:])
-    if dims is not None and all(isinstance(d, int) for d in dims):
-        size = b.const(np.asarray(dims, np.int64))
-    return b.op("Expand", b.const(numbers), size, shape=dims)
 
 
 @rule("w-square", epsilon=1e-6, bias="ignore")
@@ -272,7 +249,7 @@ def like_weight(layer: Layer) -> Tensor:
 def share(layer: Layer, weight: Tensor, offset: Tensor | None) -> Messages:
     """R passed on in proportion to a non-negative weight, whatever the input."""
     ctx, eps = layer.ctx, float(layer.ctx.parameters["epsilon"])
-    ones = like_one_sample(layer, np.ones([1] * (layer.x.rank or 2), layer.x.dtype))
+    ones = one_sample(ctx, layer.x, as_array(layer.x, 1.0))
     den = layer.z(ones, weight, offset)
     s = ctx.c * layer.output() / (den + eps)
     ctx.absorb(lambda: s * eps)
