@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import helper
 
+import xaicompile
 from tests.nets import cnn, external, finish, he
 from xaicompile.cli import cli
 from xaicompile.runtime import Session
@@ -99,6 +100,15 @@ def test_mean_and_std_give_the_box(model: Path, tmp_path: Path) -> None:
     a, b, c = (Session(tmp_path / f"{name}.onnx").run({"x": x})["relevance"] for name in "abc")
     np.testing.assert_allclose(a, b, atol=1e-6 * abs(b).max())
     assert abs(a - c).max() > 1e-2 * abs(c).max()
+
+
+def test_mean_and_std_give_the_box_in_python_too(model: Path, tmp_path: Path) -> None:
+    run(model, "--mean", MEAN, "--std", STD, "--size", "16,12", "-o", tmp_path / "a.onnx")
+    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5], "range": 1.0, "resize": 16, "crop": [12, 12]}
+    proto = xaicompile.compile(model, "lrp-gamma", preprocess=preprocess)
+    assert proto.SerializeToString() == (tmp_path / "a.onnx").read_bytes()
+    kept = xaicompile.compile(model, parameters={"low": -9, "high": 9}, preprocess=preprocess)
+    assert json.loads(metadata_of(kept)["xaicompile.parameters"])["low"] == -9
 
 
 def test_mean_is_no_obstacle_for_a_rule_without_a_box(model: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from xaicompile import report
 from xaicompile.errors import ModelError, OutputError, RuleError
-from xaicompile.images import Preprocess, layout, read_arrays, read_photo
+from xaicompile.images import Preprocess, bounds, layout, read_arrays, read_photo
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -59,13 +59,27 @@ def test_the_box_is_where_normalised_pixels_lie() -> None:
 
 def test_metadata_round_trip() -> None:
     before = Preprocess(mean=(1.0, 2.0, 3.0), std=(4.0,), resize=256, crop=(224, 192))
-    assert Preprocess.from_dict(before.to_dict()) == before
+    after = Preprocess.from_dict(before.to_dict())
+    assert (after.mean, after.std, after.largest) == ((1.0, 2.0, 3.0), (4.0,), 255)
+    assert (after.resize, after.crop) == (256, (224, 192))
+    assert Preprocess(resize=9).to_dict() == {"resize": 9}
+    assert Preprocess.from_dict({"mean": 0.5, "std": [1, 2]}) == Preprocess(mean=(0.5,), std=(1.0, 2.0))
+    with pytest.raises(RuleError, match="size"):
+        Preprocess.from_dict({"size": 3})
+
+
+def test_bounds_are_known_only_where_the_scale_is() -> None:
+    assert bounds(None) == bounds({}) == bounds({"resize": 256}) == {}
+    assert bounds({"mean": [127], "std": 128}) == {"low": -127 / 128, "high": 1.0}
+    assert bounds({"mean": 0}) == {"low": 0.0, "high": 1.0}
+    assert bounds({"range": 255}) == {"low": 0.0, "high": 255.0}
+    assert bounds({"mean": [0.5, 0.25], "std": 0.5}) == {"low": [-1.0, -0.5], "high": [1.0, 1.5]}
 
 
 def test_options() -> None:
     assert Preprocess.from_options(None, None, None) is None
     got = Preprocess.from_options("127", "128", "256,224x192")
-    assert got == Preprocess((127.0,), (128.0,), 255.0, 256, (224, 192))
+    assert got == Preprocess((127.0,), (128.0,), None, 256, (224, 192))
     assert Preprocess.from_options("0.485,0.456,0.406", "0.229,0.224,0.225", None) is not None
 
 

@@ -41,7 +41,9 @@ def compile(
         layers: Names of intermediate tensors whose relevance is given out as `relevance_<name>`.
         ledger: Adds outputs `explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes]: what biases, stabilisers
             and non-homogeneous ops absorbed, so that sum(relevance) + ledger == explained.
-        preprocess: How images are prepared (mean, std, size), kept in the metadata for `xaicompile explain`.
+        preprocess: How images are prepared, kept in the metadata for `xaicompile explain`: mean and std (a number, or
+            one a channel), range (1 or 255, the largest pixel value in their units), resize (short side) and crop
+            ([height, width]). Mean and std give the bounds `low` and `high` to rules that take them.
 
     Returns:
         The emitted model: the source's inputs plus `target` (int64, optional), the source's outputs first and

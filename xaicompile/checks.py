@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from xaicompile.errors import ModelError
-from xaicompile.images import Preprocess, layout, remembered
+from xaicompile.images import layout, remembered
 from xaicompile.runtime import Port, Session, adapt, random_inputs
 from xaicompile.summary import metadata_of
 
@@ -250,7 +250,7 @@ def known_box(ports: list[Port], metadata: Mapping[str, str]) -> tuple[Any, Any]
     parameters = json.loads(metadata.get("xaicompile.parameters") or "{}")
     preprocess = remembered(metadata)
     low, high = parameters.get("low"), parameters.get("high")
-    if (low is None or high is None) and preprocess is not None and (preprocess != Preprocess()):
+    if (low is None or high is None) and preprocess is not None:
         low, high = preprocess.box()
     if low is None or high is None:
         return None, None

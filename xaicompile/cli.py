@@ -156,18 +156,6 @@ def _preprocess(options: Mapping[str, Any]) -> Preprocess | None:
     return Preprocess.from_options(options["mean"], options["std"], options["size"], float(span) if span else None)
 
 
-def _box(preprocess: Preprocess | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`low` and `high` from mean and std, where the rule takes them."""
-    if preprocess is None or not (options["mean"] or options["std"] or options["span"]):
-        return {}
-    from xaicompile import composite
-
-    if not {"low", "high"} <= set(composite.load(options["rule"]).accepted):
-        return {}
-    low, high = preprocess.box()
-    return {"low": low, "high": high} if len(low) > 1 else {"low": low[0], "high": high[0]}
-
-
 def _compile(model: str, options: Mapping[str, Any]) -> Compiled:
     from xaicompile.compiler import compile_model
 
@@ -175,7 +163,7 @@ def _compile(model: str, options: Mapping[str, Any]) -> Compiled:
     return compile_model(
         model,
         options["rule"],
-        parameters={**_box(preprocess, options), **_parameters(options["settings"])},
+        parameters=_parameters(options["settings"]),
         target=_target(options["target"]),
         explain_output=options["explain_output"],
         explain_input=options["explain_input"] or None,

@@ -19,6 +19,7 @@ from xaicompile.backward import Flow, Ledger, backward
 from xaicompile.errors import RuleError, UnsupportedError
 from xaicompile.explained import Explained, choose_inputs, choose_output, seed_of, total_per_sample
 from xaicompile.facts import Facts, find_constants
+from xaicompile.images import bounds
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.model import ModelLike
 from xaicompile.passes import canonical
@@ -86,6 +87,8 @@ def compile_model(
 ) -> Compiled:
     """Compiles a model and reports what was done; `xaicompile.compile` says what the arguments are."""
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, parameters)
+    known = bounds(preprocess)
+    rules.set({key: value for key, value in known.items() if rules.accepted.get(key, value) is None})
     if ledger and rules.output != "relevance":
         raise RuleError(f"rule '{rules.name}' gives no relevance, of which a ledger could be kept")
     p = ir.load(model)

@@ -21,51 +21,65 @@ class Preprocess:
     """How a photo becomes a model's input: `(pixel - mean) / std` per channel, after resizing and cropping.
 
     Attributes:
-        mean: Subtracted from each channel; one value serves all channels.
-        std: Divides each channel; one value serves all channels.
+        mean: Subtracted from each channel; one value serves all channels; 0 if empty.
+        std: Divides each channel; one value serves all channels; 1 if empty.
         span: Largest pixel value before normalisation: 255, or 1 if the pixels are scaled to 0..1 first. `mean` and
             `std` are in the same units. If it isn't given, it is 255 where a mean or std is above 1, else 1.
         resize: Length of the photo's short side before cropping; None takes the smallest that covers the crop.
         crop: Height and width of the middle part that the model sees; None takes the model's own input size.
     """
 
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     span: float | None = None
     resize: int | None = None
     crop: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if not self.mean or not self.std or len({1, len(self.mean), len(self.std)}) > 2:
-            raise RuleError(
-                f"mean has {len(self.mean)} values and std {len(self.std)}; give one each, or one a channel"
-            )
-        if not all(np.isfinite(self.mean)) or not all(np.isfinite(value) and value > 0 for value in self.std):
+        if len({1, len(self.shift), len(self.scale)}) > 2:
+            counts = f"mean has {len(self.mean)} values and std {len(self.std)}"
+            raise RuleError(f"{counts}; give one each, or one a channel")
+        if not all(np.isfinite(self.shift)) or not all(np.isfinite(value) and value > 0 for value in self.scale):
             raise RuleError("mean must be finite, and std must be finite and positive")
-        if self.span is None:
-            object.__setattr__(self, "span", 255.0 if max(*self.mean, *self.std, 0.0) > 1 else 1.0)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """The mean in force."""
+        return self.mean or (0.0,)
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """The standard deviation in force."""
+        return self.std or (1.0,)
+
+    @property
+    def largest(self) -> float:
+        """The span in force."""
+        return self.span or (255.0 if max(*self.shift, *self.scale) > 1 else 1.0)
 
     def box(self) -> tuple[list[float], list[float]]:
         """Lowest and highest value that each channel of a normalised photo can have."""
-        count = max(len(self.mean), len(self.std))
-        mean, std = np.broadcast_to(self.mean, count), np.broadcast_to(self.std, count)
-        assert self.span is not None
-        return ((0 - mean) / std).tolist(), ((self.span - mean) / std).tolist()
+        count = max(len(self.shift), len(self.scale))
+        mean, std = np.broadcast_to(self.shift, count), np.broadcast_to(self.scale, count)
+        return ((0 - mean) / std).tolist(), ((self.largest - mean) / std).tolist()
 
     def to_dict(self) -> dict[str, Any]:
-        """What goes into a model's metadata."""
-        assert self.span is not None
-        values = {"mean": list(self.mean), "std": list(self.std), "range": self.span}
-        size = {"resize": self.resize, "crop": None if self.crop is None else list(self.crop)}
-        return values | {key: value for key, value in size.items() if value is not None}
+        """What goes into a model's metadata: what was given, and the range where mean or std need it."""
+        needed = self.largest if self.mean or self.std else self.span
+        crop = None if self.crop is None else list(self.crop)
+        values = {"mean": list(self.mean), "std": list(self.std), "range": needed, "resize": self.resize, "crop": crop}
+        return {key: value for key, value in values.items() if value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """Read back what `to_dict` wrote."""
+        """Read what `to_dict` wrote, or what a user gives: numbers, or lists of one number a channel."""
+        unknown = set(values) - {"mean", "std", "range", "resize", "crop"}
+        if unknown:
+            raise RuleError(f"preprocess takes mean, std, range, resize and crop, not {', '.join(sorted(unknown))}")
         crop = values.get("crop")
         return cls(
-            mean=tuple(values.get("mean", (0.0,))),
-            std=tuple(values.get("std", (1.0,))),
+            mean=tuple(np.atleast_1d(values.get("mean", ())).tolist()),
+            std=tuple(np.atleast_1d(values.get("std", ())).tolist()),
             span=values.get("range"),
             resize=values.get("resize"),
             crop=None if crop is None else (int(crop[0]), int(crop[1])),
@@ -86,12 +100,20 @@ class Preprocess:
         if mean is None and std is None and size is None and span is None:
             return None
         resize, crop = (None, None) if size is None else _size(size)
-        return cls(_numbers("--mean", mean or "0"), _numbers("--std", std or "1"), span, resize, crop)
+        return cls(_numbers("--mean", mean), _numbers("--std", std), span, resize, crop)
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def bounds(preprocess: Mapping[str, Any] | None) -> dict[str, float | list[float]]:
+    """The rule parameters `low` and `high` that a preprocessing gives; none where it doesn't say how pixels scale."""
+    if not preprocess or not {"mean", "std", "range"} & set(preprocess):
+        return {}
+    low, high = Preprocess.from_dict(preprocess).box()
+    return {"low": low, "high": high} if len(low) > 1 else {"low": low[0], "high": high[0]}
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return () if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
         raise RuleError(f"{option} {text}: expected one number, or one a channel, such as 0.485,0.456,0.406") from None
 
@@ -145,12 +167,12 @@ def read_photo(
     pixels = _read(path, int(channels or 3))
     pixels = _fit(pixels, preprocess, own)
     values = np.asarray(pixels, np.float32).reshape(pixels.height, pixels.width, -1)
-    mean, std = np.asarray(preprocess.mean, np.float32), np.asarray(preprocess.std, np.float32)
+    mean, std = np.asarray(preprocess.shift, np.float32), np.asarray(preprocess.scale, np.float32)
     if max(mean.size, std.size) not in (1, values.shape[2]):
         raise RuleError(
             f"mean and std have {max(mean.size, std.size)} values, the model has {values.shape[2]} channels"
         )
-    values = (values * np.float32((preprocess.span or 1.0) / 255) - mean) / std
+    values = (values * np.float32(preprocess.largest / 255) - mean) / std
     values = values.transpose(2, 0, 1) if order == "NCHW" else values
     return Photo(np.ascontiguousarray(values[None], dtype=dtype), np.asarray(pixels))
 
