@@ -146,6 +146,18 @@ def test_inspect(model: Path) -> None:
     assert not model.with_name("net.explained.onnx").exists()
 
 
+def test_a_rule_set_that_changes_nothing_says_so(model: Path, tmp_path: Path) -> None:
+    proto = cnn()
+    for node in proto.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "Tanh"
+    (tmp_path / "tanh.onnx").write_bytes(proto.SerializeToString())
+    text = run(tmp_path / "tanh.onnx", "--rule", "guided-backprop")
+    assert "no node fits guided (op=Relu): 'guided-backprop' is the same as 'gradient' for this model" in text
+    for path, rule in ((model, "guided-backprop"), (tmp_path / "tanh.onnx", "gradient"), (model, "lrp-gamma")):
+        assert "no node fits" not in run(path, "--rule", rule, "-o", tmp_path / "out.onnx", "--force")
+
+
 def test_check(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     run(model, "-o", out, "--ledger", "--no-check")

@@ -129,7 +129,7 @@ def compile_model(
         onnx.ModelProto(),
         [described(choices[v], facts) for v in views],
         end.cut,
-        p.notes + end.notes + seed.notes,
+        p.notes + end.notes + seed.notes + composites.unused(rules, list(choices.values())),
         {t.name: names[t.name] for t in inputs},
         seed.target,
         p.source.path.parent if p.source.path and p.source.external else None,

@@ -197,6 +197,7 @@ class Choice:
     rule: str
     reason: str
     picked: Picked
+    special: bool = False  # by an entry that asks something of the node
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,20 @@ def assign(composite: Composite, views: Sequence[View], facts: Facts) -> dict[Vi
     return {view: choose(composite, view, where[view]) for view in views}
 
 
+def unused(composite: Composite, choices: Sequence[Choice]) -> list[str]:
+    """A note if what sets the rule set apart fits no node, as guided backprop in a model that has no ReLU."""
+    special = [f"{e.rule} ({condition(e)})" for e in composite.entries if e.match]
+    if not special or any(choice.special for choice in choices):
+        return []
+    plain = ", ".join(sorted({choice.rule for choice in choices}))
+    return [f"no node fits {', '.join(special)}: '{composite.name}' is the same as '{plain}' for this model"]
+
+
+def condition(e: Entry) -> str:
+    """What an entry asks of a node, in words."""
+    return ", ".join(f"{k}={v}" for k, v in e.match.items()) or "everything else"
+
+
 def choose(composite: Composite, view: View, place: Place) -> Choice:
     """The rule of one view.
 
@@ -224,8 +239,8 @@ def choose(composite: Composite, view: View, place: Place) -> Choice:
     for e in composite.entries:
         if matches(e.match, view, place, composite):
             parameters = {**PARAMETERS[e.rule], **taken(composite.parameters, e.rule), **e.fixed}
-            said = ", ".join(f"{k}={v}" for k, v in e.match.items()) or "everything else"
-            return Choice(view, e.rule, f"{e.origin}: {said}", Picked(RULES[e.rule], parameters))
+            picked = Picked(RULES[e.rule], parameters)
+            return Choice(view, e.rule, f"{e.origin}: {condition(e)}", picked, special=bool(e.match))
     raise RuleError(f"rule set '{composite.name}' has no rule for {view}; end it with [[rules]] rule = \"default\"")
 
 
