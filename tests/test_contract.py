@@ -7,11 +7,15 @@ import onnx
 import pytest
 
 import xaicompile
+from tests.cases import Case
+from tests.cases.build import build, explained_inputs
+from tests.cases.table import CASES
 from tests.graphs import Arrays, data, exact, net, run, weight
 from tests.nets import cnn
 from xaicompile.compiler import compile_model
 from xaicompile.errors import RuleError, UnsupportedError
 
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LRP = ["lrp-0", "lrp-epsilon", "lrp-gamma", "z-box", "w-square", "flat"]
 BOX = {"low": -4.0, "high": 4.0}
 X = data(3, 3, 12, 12)
@@ -352,6 +356,21 @@ def test_batches_do_not_mix(rule: str) -> None:
     for i in range(len(X)):
         alone = run(made, {"x": X[i : i + 1]})["relevance"][0]
         np.testing.assert_allclose(alone, together[i], atol=1e-5 * np.abs(together[i]).max())
+
+
+@pytest.mark.parametrize("rule", ["z-box", "w-square", "flat"])
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.op in LINEAR and len(explained_inputs(c)) == 1], ids=lambda case: case.id
+)
+def test_rules_without_a_cotangent_close_on_every_linear_op(case: Case, rule: str) -> None:
+    """Also where axis 0 of the data is no batch: vectors, transposed matrices, data on the right."""
+    model, feed = build(case, "float64")
+    options = {"explain_output": "s", "explain_input": explained_inputs(case), "ledger": True}
+    made = xaicompile.compile(model, rule, parameters=parameters(rule), **options)
+    out = exact(made, feed)
+    assert out["relevance"].shape == feed[explained_inputs(case)[0]].shape
+    close({**out, "relevance": out["relevance"][None]}, 1e-9)
+    assert np.abs(out["relevance"]).max() > 1e-3
 
 
 def test_there_is_no_ledger_of_a_gradient() -> None:

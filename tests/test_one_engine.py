@@ -6,7 +6,6 @@ relevance itself, not cotangents, passed down.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 import xaicompile
 from tests.graphs import data, exact, net, weight
+from tests.source import functions_that_call
 from xaicompile import compiler, registry
 from xaicompile.registry import Context, Messages, Relevance
 
@@ -275,35 +275,13 @@ def test_second_order_is_the_loop_on_its_own_output(loops: list[set[str]]) -> No
 # --- one transpose ----------------------------------------------------------------------------------------------------
 
 
-def functions_that_emit(*ops: str) -> set[tuple[str, str]]:
-    """(file, function) of each place in the code that emits one of these ops or calls a function of that name."""
-    found = set()
-    root = Path(xaicompile.__file__).parent
-    for path in root.rglob("*.py"):
-        for function in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            for call in ast.walk(function):
-                if isinstance(call, ast.Call) and named(call) & set(ops):
-                    found.add((str(path.relative_to(root)), function.name))
-    return found
-
-
-def named(call: ast.Call) -> set[str]:
-    """What a call goes by: the function's name, the attribute's, and a literal first argument (`b.op("Conv", ...)`)."""
-    names = {getattr(call.func, "attr", ""), getattr(call.func, "id", "")}
-    if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str):
-        names |= {call.args[0].value} if names & {"op", "many"} else set()
-    return names
-
-
 def test_the_transpose_of_a_convolution_stands_once_in_the_code() -> None:
-    assert functions_that_emit("ConvTranspose") == {("vjp/linear.py", "transposed")}
-    assert functions_that_emit("turned_kernel") == {("vjp/linear.py", "conv_transposed")}
-    assert functions_that_emit("transposed") == {("vjp/linear.py", "conv_transposed")}
-    callers = functions_that_emit("conv_transposed")
+    assert functions_that_call("ConvTranspose") == {("vjp/linear.py", "transposed")}
+    assert functions_that_call("turned_kernel") == {("vjp/linear.py", "conv_transposed")}
+    assert functions_that_call("transposed") == {("vjp/linear.py", "conv_transposed")}
+    callers = functions_that_call("conv_transposed")
     assert ("vjp/linear.py", "conv") in callers and all(path.startswith("vjp/") for path, _ in callers)
-    assert not any(path.startswith("relevance/") for path, _ in functions_that_emit("Conv", "Gemm", "MatMul"))
+    assert not any(path.startswith("relevance/") for path, _ in functions_that_call("Conv", "Gemm", "MatMul"))
 
 
 # --- the ledger finds faults ------------------------------------------------------------------------------------------

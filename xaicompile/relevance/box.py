@@ -63,9 +63,19 @@ def as_array(x: Tensor, value: Bound) -> np.ndarray:
 
 
 def one_sample(ctx: Context, x: Tensor, numbers: np.ndarray) -> Tensor:
-    """Numbers expanded to x's shape with batch 1."""
+    """Numbers expanded to x's shape, with 1 for axis 0 where the op maps axis 0 sample by sample."""
+    if not by_sample(ctx, x):
+        return ctx.b.expand_like(ctx.b.const(numbers), x)
     dims = None if x.shape is None else (1, *x.shape[1:])
     size = ctx.b.Concat([1], ctx.b.shape_of(x, 1), axis=0)
     if dims is not None and all(isinstance(d, int) for d in dims):
         size = ctx.b.const(np.asarray(dims, np.int64))
     return ctx.b.op("Expand", ctx.b.const(numbers), size, shape=dims)
+
+
+def by_sample(ctx: Context, x: Tensor) -> bool:
+    """True if axis 0 of x is not what the op sums over."""
+    on_the_left, rank = x is ctx.node.x[0], x.rank or 2
+    if ctx.node.op == "MatMul":
+        return rank > 2 or (rank == 2 and on_the_left)
+    return ctx.node.op != "Gemm" or (on_the_left and not ctx.attr("transA"))
