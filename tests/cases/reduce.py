@@ -38,6 +38,10 @@ REDUCTIONS = [
     *_rows("ReduceLogSum", positive, order2=True),
     *_rows("ReduceProd", _off_zero, order2=True),
     case("ReduceProd", "zeros", given([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]), ints(1), keepdims=0),
+    case("ReduceSum", "empty axes", real(2, 3), ints(), keepdims=0, order2=True),
+    case("ReduceSum", "empty axes, no reduction", real(2, 3), ints(), keepdims=0, noop_with_empty_axes=1),
+    case("ReduceMean", "empty axes", real(2, 3), ints(), keepdims=0),
+    case("ReduceMax", "empty axes, no reduction", spread(2, 3), ints(), noop_with_empty_axes=1),
     case("ReduceMean", "attribute", real(2, 3, 4), axes=[1], keepdims=0, opset=13),
     case("ReduceSum", "attribute", real(2, 3, 4), axes=[1, 2], keepdims=0, opset=11),
 ]
