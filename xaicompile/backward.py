@@ -86,6 +86,8 @@ def backward(
     for view in reversed(p.views):
         with b.scope(view.name):
             flows = [collect(y) if y is not None else Flow() for y in view.y]
+            if registry.info(view).zero:
+                continue
             need = [facts.on_path(x) and i not in registry.stops(view) for i, x in enumerate(view.x)]
             if not any(need) or all(f.c is None and f.r is None for f in flows):
                 continue

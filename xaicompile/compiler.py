@@ -22,7 +22,7 @@ from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.model import ModelLike
-from xaicompile.passes import canonical
+from xaicompile.passes import canonical, expand
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
 
@@ -97,6 +97,7 @@ def compile_model(
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input)
     find_constants(p)
+    expand.run(p)
     canonical.run(p, end.tensor.name, layers)
     facts = Facts(p, [t.name for t in inputs], box_of(rules.parameters))
     taps = [tapped(p, facts, name) for name in layers]
@@ -183,9 +184,8 @@ def refuse_unsupported(views: Sequence[View]) -> None:
     """
     lacking = unsupported(views)
     if lacking:
-        shown = "; ".join(lacking[:20]) + (f"; and {len(lacking) - 20} more" if len(lacking) > 20 else "")
         raise UnsupportedError(
-            f"no rule for {len(lacking)} node{'s' if len(lacking) > 1 else ''}: {shown}. "
+            f"no rule for {len(lacking)} node{'s' if len(lacking) > 1 else ''}: {'; '.join(lacking)}. "
             "Explain an earlier tensor with --explain-output, or replace these nodes"
         )
 

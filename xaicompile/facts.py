@@ -238,10 +238,11 @@ def _sign_of_sum(_: View, x: Sequence[Interval]) -> Interval:
     return (0.0 if x[0][0] >= 0 else -math.inf), (0.0 if x[0][1] <= 0 else math.inf)
 
 
-def _clip(_: View, x: Sequence[Interval]) -> Interval:
-    low = x[1][0] if len(x) > 1 else -math.inf
-    high = x[2][1] if len(x) > 2 else math.inf
-    return max(x[0][0], low), min(max(x[0][1], low), high)
+def _clip(view: View, x: Sequence[Interval]) -> Interval:
+    """Of min(max(x, low), high), each of the two a bound or an interval of its own."""
+    low = x[1] if view.has(1) else (-math.inf, -math.inf)
+    high = x[2] if view.has(2) else (math.inf, math.inf)
+    return min(max(x[0][0], low[0]), high[0]), min(max(x[0][1], low[1]), high[1])
 
 
 def _abs(_: View, x: Sequence[Interval]) -> Interval:
@@ -279,8 +280,10 @@ def _pad(view: View, x: Sequence[Interval]) -> Interval:
     return min(x[0][0], value[0]), max(x[0][1], value[1])
 
 
-def _split_like(_: View, x: Sequence[Interval]) -> Interval:
-    return x[0]
+def _scatter(view: View, x: Sequence[Interval]) -> Interval:
+    if view.attr("reduction") in ("none", "max", "min"):
+        return hull(view, (x[0], x[2]))
+    return _sign_of_sum(view, [hull(view, (x[0], x[2]))]) if view.attr("reduction") == "add" else ANY
 
 
 def _cast(view: View, x: Sequence[Interval]) -> Interval:
@@ -304,7 +307,8 @@ def _log(x: float) -> float:
 
 
 TRANSFER: dict[str, Transfer] = {
-    **dict.fromkeys(("Identity", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"), keep),
+    **dict.fromkeys(("Identity", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"), keep),
+    **dict.fromkeys(("Slice", "Split", "TopK"), keep),
     **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), keep),
     **dict.fromkeys(("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "ReduceMax", "ReduceMin"), keep),
     **dict.fromkeys(("Concat", "Mean"), hull),
@@ -314,13 +318,16 @@ TRANSFER: dict[str, Transfer] = {
     **dict.fromkeys(("Tanh", "Softsign", "Erf", "Sin", "Cos"), fixed(-1.0, 1.0)),
     **dict.fromkeys(("Elu", "Selu", "Celu"), _elu),
     "AveragePool": with_zero,
-    "Split": _split_like,
+    "Trilu": with_zero,
+    "ScatterElements": _scatter,
+    "ScatterND": _scatter,
+    "OneHot": lambda _, x: x[2],
     "Relu": monotone(lambda v: max(v, 0.0)),
     "LeakyRelu": _leaky,
     "PRelu": _prelu,
     "ThresholdedRelu": _threshold,
     "Clip": _clip,
-    "HardSwish": lambda _, x: (max(x[0][0], 0.0) if x[0][0] >= 0 else -0.375, max(x[0][1], 0.0)),
+    "HardSwish": lambda _, x: (0.0 if x[0][0] >= 0 else -0.375, max(x[0][1], 0.0)),
     "Gelu": lambda _, x: (0.0 if x[0][0] >= 0 else -0.17, max(x[0][1], 0.0)),
     "Swish": lambda _, x: (0.0 if x[0][0] >= 0 else -math.inf, max(x[0][1], 0.0)),
     "Mish": lambda _, x: (0.0 if x[0][0] >= 0 else -0.31, max(x[0][1], 0.0)),

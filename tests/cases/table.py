@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.cases import Case, elementwise, index, linear, old, pool, reduce, shape
+from tests.cases import Case, bodies, elementwise, index, linear, old, pool, reduce, shape
 
 CASES: list[Case] = [
     *elementwise.CASES,
@@ -12,4 +12,5 @@ CASES: list[Case] = [
     *shape.CASES,
     *index.CASES,
     *old.CASES,
+    *bodies.CASES,
 ]

@@ -279,7 +279,8 @@ def emit(
     graph.initializer.extend(i for i in part.graph.initializer if i.name not in had and i.name not in inputs)
     known = {v.name for v in (*graph.value_info, *graph.input, *graph.output)} | had | {o.name for o in outputs}
     forward = set(program.tensors)
-    graph.value_info.extend(v for v in part.graph.value_info if v.name not in known and v.name not in forward)
+    typed = [v for v in part.graph.value_info if v.HasField("type")]
+    graph.value_info.extend(v for v in typed if v.name not in known and v.name not in forward)
     graph.output.extend(part.graph.output)
     for name, default in inputs.items():
         kind = helper.np_dtype_to_tensor_dtype(default.dtype)

@@ -61,9 +61,7 @@ def with_dim(b: Builder, t: Tensor, axis: int, like: Tensor) -> Tensor:
     parts.append(b.dim(like, axis))
     if axis + 1 < rank_of(t):
         parts.append(b.shape_of(t, axis + 1))
-    if all(p.value is not None for p in parts):
-        return b.const(np.concatenate([np.asarray(p.value) for p in parts]))
-    return b.Concat(*parts, axis=0) if len(parts) > 1 else parts[0]
+    return joined(b, parts)
 
 
 def positions(b: Builder, x: Tensor, axis: int) -> Tensor:

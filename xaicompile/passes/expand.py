@@ -1,0 +1,127 @@
+"""Ops without a rule of their own are read through the function body that their schema states.
+
+The node itself stays for the prediction; what its body computes on the way is emitted beside it where the backward
+pass needs it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, inliner, numpy_helper
+
+from xaicompile.facts import fold
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir.build import listed
+from xaicompile.ir.graph import schema_of
+from xaicompile.registry import info
+
+DEPTH = 4  # bodies within bodies
+
+
+def run(p: Program) -> bool:
+    """Replaces every view without a vjp by the views of its body. Returns whether there was any."""
+    changed = False
+    for _ in range(DEPTH):
+        lacking = {v for v in p.views if info(v).vjp is None}
+        views: list[View] = []
+        for view in p.views:
+            body = expanded(p, view) if view in lacking else None
+            views += [view] if body is None else body
+        if len(views) == len(p.views):
+            break
+        p.views, changed = views, True
+    return changed
+
+
+def expanded(p: Program, view: View) -> list[View] | None:
+    """The views of a node's body; None if its schema states none, or one with subgraphs."""
+    schema = schema_of(view.op, view.domain, view.since)
+    if schema is None or not (schema.has_function or schema.has_context_dependent_function) or view.domain:
+        return None
+    body = body_of(p, view)
+    if body is None or any(a.HasField("g") for n in body.node for a in n.attribute):
+        return None
+    b, views = p.builder, []
+    known: dict[str, Tensor | None] = {"": None}
+    known |= {f"x{i}": x for i, x in enumerate(view.x) if x is not None}
+    results = {f"y{i}": y for i, y in enumerate(view.y) if y is not None}
+    with b.scope(view.name):
+        for i, node in enumerate(body.node):
+            x = [known[n] for n in node.input]
+            if node.op_type == "Constant":
+                known[node.output[0]] = b.const(constant(node))
+                continue
+            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
+            made = b.many(node.op_type, len(node.output), *x, **attrs)
+            y = [results.get(n, t) if n else None for n, t in zip(node.output, made, strict=True)]
+            known |= {n: t for n, t in zip(node.output, y, strict=True) if n}
+            name = f"{view.name}/{node.op_type}_{i}"
+            views.append(View(node.op_type, x, list(y), attrs, name, since=p.opset, nodes=view.nodes))
+            fold(views[-1])
+    return views
+
+
+def constant(node: onnx.NodeProto) -> np.ndarray:
+    """The value of a Constant node."""
+    attribute = node.attribute[0]
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        return np.asarray(numpy_helper.to_array(value))
+    return np.asarray(value, np.float32 if attribute.name.startswith("value_float") else np.int64)
+
+
+def body_of(p: Program, view: View) -> onnx.GraphProto | None:
+    """The node's body with its attributes filled in, for inputs x0, x1, ... and outputs y0, y1, ..."""
+    if any(x is not None and x.dtype is None for x in view.x):
+        return None
+    schema = schema_of(view.op, view.domain, view.since)
+    assert schema is not None
+    names = [f"x{i}" if x is not None else "" for i, x in enumerate(view.x)]
+    outputs = [f"y{i}" if y is not None else "" for i, y in enumerate(view.y)]
+    stated = {k: view.attr(k) for k in schema.attributes}  # bodies refer to attributes that were left to their defaults
+    attrs = {k: v for k, v in stated.items() if v is not None}
+    node = helper.make_node(view.op, names, outputs, **attrs)
+    function = function_of(schema, node, [type_of(x) for x in view.x], p.opset)
+    if function is None:
+        return None
+    function.domain, function.name = "body", "body"
+    del function.attribute[:], function.attribute_proto[:]
+    function.attribute.extend(attrs)
+    call = helper.make_node("body", names, outputs, domain="body", **attrs)
+    inputs = [onnx.ValueInfoProto(name=n) for n in names if n]
+    graph = helper.make_graph([call], "body", inputs, [onnx.ValueInfoProto(name=n) for n in outputs if n])
+    opsets = [helper.make_opsetid("", p.opset), helper.make_opsetid("body", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
+    try:
+        return inliner.inline_local_functions(model, convert_version=True).graph
+    except Exception:  # a body in an opset that can't be raised is as good as none
+        return None
+
+
+def function_of(
+    schema: onnx.defs.OpSchema, node: onnx.NodeProto, types: list[onnx.TypeProto], opset: int
+) -> onnx.FunctionProto | None:
+    """The body that a schema states for an opset, which may depend on the node's inputs and attributes."""
+    serialised = [t.SerializeToString() for t in types]
+    if schema.has_context_dependent_function:
+        versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
+        if not versions:
+            return None
+        data = schema.get_context_dependent_function_with_opset_version(
+            max(versions), node.SerializeToString(), serialised
+        )
+    else:
+        versions = [v for v in schema.function_opset_versions if v <= opset]
+        if not versions:
+            return None
+        data = schema.get_function_with_opset_version(max(versions))
+    return onnx.FunctionProto.FromString(data) if data else None
+
+
+def type_of(x: Tensor | None) -> onnx.TypeProto:
+    """A tensor's type; an empty one for an input that is left out."""
+    if x is None or x.dtype is None:
+        return onnx.TypeProto()
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(x.dtype), listed(x.shape))
