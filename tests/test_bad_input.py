@@ -17,7 +17,7 @@ from tests.nets import cast, cnn, external
 from xaicompile import checks
 from xaicompile.cli import cli
 from xaicompile.compiler import compile_model
-from xaicompile.errors import XaiCompileError
+from xaicompile.errors import OutputError, XaiCompileError
 from xaicompile.runtime import Session
 
 
@@ -221,10 +221,10 @@ def test_output_is_the_input(tmp_path: Path) -> None:
     assert "relevance" in [o.name for o in onnx.load(path).graph.output]
 
 
-def test_output_exists(tmp_path: Path) -> None:
+def test_save_from_python_does_not_replace_the_source(tmp_path: Path) -> None:
     path = saved(tmp_path, cnn())
-    (tmp_path / "out.onnx").write_text("mine")
-    assert "--force" in refused(tmp_path, path, "-o", tmp_path / "out.onnx", code=5)
+    with pytest.raises(OutputError, match="is the input itself"):
+        compile_model(path).save(path)
 
 
 def test_a_failed_self_check_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

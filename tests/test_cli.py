@@ -56,10 +56,10 @@ def test_options_before_the_model(model: Path, tmp_path: Path) -> None:
     assert files[0] == files[1] == files[2]
 
 
-def test_a_second_run_needs_force(model: Path) -> None:
-    run(model)
-    run(model, code=5)
-    run(model, "--force")
+def test_a_second_run_replaces_the_first(model: Path) -> None:
+    run(model, "--rule", "gradient")
+    run(model, "--rule", "lrp-0")
+    assert metadata_of(onnx.load(model.with_name("net.explained.onnx")))["xaicompile.rule"] == "lrp-0"
 
 
 def test_json(model: Path) -> None:

@@ -111,7 +111,7 @@ rule_options = _stack(
     click.option("--ledger", is_flag=True, help="Also give what biases and stabilisers absorbed, per node."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Write the result as JSON.")
-force_option = click.option("--force", is_flag=True, help="Overwrite what is there.")
+force_option = click.option("--force", is_flag=True, help="Overwrite the input itself, or external data that is there.")
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 
 
@@ -213,8 +213,6 @@ def _refuse(output: Path, source: Path, force: bool) -> None:
         raise OutputError(f"{output} is the input itself; choose another output, or --force to overwrite it")
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give a file name")
-    if output.exists() and not force:
-        raise OutputError(f"{output} exists; --force overwrites it")
     if not output.resolve().parent.is_dir():
         raise OutputError(f"no such folder: {output.resolve().parent}")
 

@@ -16,7 +16,7 @@ from xaicompile import composite as composites
 from xaicompile import ir, registry, relevance, vjp
 from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
-from xaicompile.errors import RuleError, UnsupportedError
+from xaicompile.errors import OutputError, RuleError, UnsupportedError
 from xaicompile.explained import Explained, choose_inputs, choose_output, seed_of, total_per_sample
 from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
@@ -53,6 +53,7 @@ class Compiled:
         relevance: Name of the relevance output by explained input.
         target: Name of the input that chooses the explained element, "" if there is none.
         base_dir: Folder of the source's external data, None if it has none.
+        source: The file that was compiled, None for bytes and protos.
     """
 
     model: onnx.ModelProto
@@ -62,13 +63,17 @@ class Compiled:
     relevance: dict[str, str] = field(default_factory=dict)
     target: str = ""
     base_dir: Path | None = None
+    source: Path | None = None
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> list[Path]:
-        """Writes the model (external data beside it) and returns the files written.
+        """Writes the model (external data beside it) and returns the files written; an older file is replaced.
 
         Raises:
-            OutputError: The file exists and `force` is not given, or the place can't be written.
+            OutputError: The place can't be written; or, without `force`, it is the source itself, or external data
+                would be replaced.
         """
+        if self.source is not None and Path(path).exists() and Path(path).samefile(self.source) and not force:
+            raise OutputError(f"{path} is the input itself; choose another output, or --force to overwrite it")
         return ir.save(self.model, Path(path), self.base_dir, force)
 
 
@@ -134,6 +139,7 @@ def compile_model(
         {t.name: names[t.name] for t in inputs},
         seed.target,
         p.source.path.parent if p.source.path and p.source.external else None,
+        p.source.path,
     )
     facts_of_origin = {
         "version": __version__,

@@ -46,16 +46,15 @@ def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 def save(model: onnx.ModelProto, path: Path, source_dir: Path | None = None, force: bool = False) -> list[Path]:
     """Writes a model under a temporary name and renames it; external data is written beside it.
 
-    External data is shared where the output lies in the source's folder, else copied.
+    An older file of that name is replaced, as compilers do. External data is shared where the output lies in the
+    source's folder, else copied; data files that are there already may belong to another model and are not replaced.
 
     Returns:
         The files written.
 
     Raises:
-        OutputError: The file exists and `force` is not given, or the place can't be written.
+        OutputError: The place can't be written, or external data is there already and `force` is not given.
     """
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; --force overwrites it")
     copied: list[Path] = []
     try:
         folder = path.parent.resolve()
