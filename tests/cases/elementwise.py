@@ -18,6 +18,8 @@ SMOOTH = [
     case("Gelu", "erf", real(*SHAPE, low=-4, high=4), order2=True),
     case("Gelu", "tanh", real(*SHAPE, low=-4, high=4), approximate="tanh", order2=True),
     case("Mish", "plain", real(*SHAPE, low=-4, high=4), order2=True),
+    case("Swish", "alpha", real(*SHAPE, low=-4, high=4), alpha=0.5, opset=24, order2=True, runtime=False),
+    case("Swish", "default", real(*SHAPE, low=-4, high=4), opset=24, runtime=False),
     case("Erf", "plain", real(*SHAPE), order2=True),
     case("Exp", "plain", real(*SHAPE), order2=True),
     case("Log", "plain", positive(*SHAPE), order2=True),

@@ -18,6 +18,7 @@ GATHER = [
     case("Gather", "negative axis", real(2, 3, 4), ints(3, 0, 0), axis=-1),
     case("Gather", "scalar index", real(2, 3, 4), const(given(1, np.int64)), axis=1),
     case("Gather", "matrix of indices", real(4, 3), ints([0, 1], [3, 0]), axis=0),
+    case("Gather", "matrix without repeats", real(2, 4, 3), ints([0, 1], [3, 2]), axis=1),
     case("Gather", "matrix in the middle", real(2, 4, 3), ints([0, 1], [3, 0]), axis=1),
     case("Gather", "indices at run time", real(5, 2), live([[4, 0], [-2, 4]]), axis=0, order2=True),
     case("Gather", "int32 indices", real(5, 2), given([1, 1], np.int32)),
@@ -92,7 +93,8 @@ SCATTER = [
 INDICES = [
     case("OneHot", "values as data", live([1, 0, -1]), const(given(4, np.int64)), real(2), axis=-1),
     case("OneHot", "axis 0, out of range", live([[1, 7], [0, -9]]), const(given(4, np.int64)), real(2), axis=0),
-    case("TopK", "largest", Arg(lambda rng: rng.permutation(np.linspace(-2, 2, 12)).reshape(2, 6)), ints(3), outputs=2),
+    case("TopK", "largest", spread(2, 6), ints(3), outputs=2),
+    case("TopK", "smallest, axis 0", spread(5, 2), ints(2), axis=0, largest=0, outputs=2),
 ]
 
 CASES = [*GATHER, *SCATTER, *INDICES]
