@@ -23,6 +23,7 @@ from xaicompile.relevance.linear import linear_of
 KEYS = {"name", "doc", "cite", "extends", "output", "parameters", "rules"}
 MATCHERS = {"op", "name", "kind", "place", "depth", "rank", "given"}
 PLACES = {"first-linear", "last-linear"}
+KINDS = {"linear", "activation", "layout", "other"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Composite:
             self.parameters[key] = valid(key, value, self.accepted[key])
 
 
-def valid(key: str, value: Any, default: Any) -> Any:
+def valid(key: str, value: Any, default: Any, where: str = "") -> Any:
     """The value of a parameter, if it is of the kind of its default: text, a number, or (for a box) numbers.
 
     Raises:
@@ -85,13 +86,14 @@ def valid(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, str):
         if isinstance(value, str):
             return value
-        raise RuleError(f"parameter '{key}' is a word such as '{default}', not {value!r}")
+        raise RuleError(f"{where}parameter '{key}' is a word such as '{default}', not {value!r}")
     box = key in ("low", "high")
     numbers = np.asarray(value if value is not None else 0.0)
     if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all() or (numbers.ndim and not box):
-        raise RuleError(f"parameter '{key}' is {'one number, or one a channel' if box else 'a number'}, not {value!r}")
+        kind = "one number, or one a channel" if box else "a number"
+        raise RuleError(f"{where}parameter '{key}' is {kind}, not {value!r}")
     if not box and numbers < 0:
-        raise RuleError(f"parameter '{key}' is {value}; it must not be negative")
+        raise RuleError(f"{where}parameter '{key}' is {value}; it must not be negative")
     return value
 
 
@@ -115,17 +117,17 @@ def load(rule: str | Path, parameters: Mapping[str, Any] | None = None) -> Compo
         RuleError: Unknown name, unreadable file, unknown key, rule or parameter.
     """
     path = Path(rule)
-    if path.suffix == ".toml" or path.is_file():
-        composite = from_file(path, ())
-    elif str(rule) in shipped():
+    if str(rule) in shipped():
         composite = from_file(shipped()[str(rule)], ())
+    elif path.suffix == ".toml" or path.is_file():
+        composite = from_file(path, ())
     else:
         raise nearest(str(rule), shipped(), "rule")
     composite.set(parameters or {})
     return composite
 
 
-def from_file(path: Path, seen: Sequence[str]) -> Composite:
+def from_file(path: Path, seen: Sequence[Path]) -> Composite:
     """Reads one TOML file and what it extends."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -137,16 +139,13 @@ def from_file(path: Path, seen: Sequence[str]) -> Composite:
     for key in data:
         if key not in KEYS:
             raise nearest(key, KEYS, f"key in {path.name}:")
-    if str(path) in seen:
-        raise RuleError(f"rule file {path} extends itself")
     base = Composite(path.stem)
     if "extends" in data:
-        name = str(data["extends"])
-        beside = path.parent / (name if name.endswith(".toml") else f"{name}.toml")
-        target = beside if beside.is_file() else shipped().get(name)
-        if target is None:
-            raise nearest(name, shipped(), f"rule that {path.name} extends:")
-        base = from_file(target, (*seen, str(path)))
+        before = (*seen, path.resolve())
+        target = extended(path, str(data["extends"]))
+        if target.resolve() in before:
+            raise RuleError(f"rule file {path} extends itself")
+        base = from_file(target, before)
     output = data.get("output", base.output)
     if output not in ("relevance", "cotangent"):
         raise RuleError(f"{path.name}: output is 'relevance' or 'cotangent', not '{output}'")
@@ -165,8 +164,20 @@ def from_file(path: Path, seen: Sequence[str]) -> Composite:
     )
     if not result.entries:
         raise RuleError(f"{path.name} holds no [[rules]]")
+    if not isinstance(data.get("parameters", {}), dict):
+        raise RuleError(f"{path.name}: parameters is a table, [parameters]")
     result.set(data.get("parameters", {}))
     return result
+
+
+def extended(path: Path, name: str) -> Path:
+    """The file that a rule file extends: one beside it, or a shipped one (of the same name, too)."""
+    beside = path.parent / (name if name.endswith(".toml") else f"{name}.toml")
+    if beside.is_file() and not (beside.resolve() == path.resolve() and name in shipped()):
+        return beside
+    if name not in shipped():
+        raise nearest(name, shipped(), f"rule that {path.name} extends:")
+    return shipped()[name]
 
 
 def entry(data: Mapping[str, Any], origin: str) -> Entry:
@@ -177,16 +188,33 @@ def entry(data: Mapping[str, Any], origin: str) -> Entry:
     if name not in RULES:
         raise nearest(name, RULES, f"rule in {origin}:")
     match = data.get("match", {})
-    for key in match:
-        if key not in MATCHERS:
-            raise nearest(key, MATCHERS, f"matcher in {origin}:")
-    if match.get("place", "first-linear") not in PLACES:
-        raise nearest(str(match["place"]), PLACES, f"place in {origin}:")
+    check_match(match, origin)
     fixed = {k: v for k, v in data.items() if k not in ("rule", "match")}
     for key in fixed:
         if key not in PARAMETERS[name]:
             raise nearest(key, PARAMETERS[name] or ["none"], f"parameter of '{name}' in {origin}:")
+        valid(key, fixed[key], PARAMETERS[name][key], f"{origin}: ")
     return Entry(name, match, fixed, origin)
+
+
+def check_match(match: Any, origin: str) -> None:
+    """Refuses unknown matchers, and values that a matcher can't be compared with.
+
+    Raises:
+        RuleError: Names the matcher and what it takes.
+    """
+    if not isinstance(match, dict):
+        raise RuleError(f'{origin}: match is a table, match = {{ op = "Conv" }}')
+    for key, value in match.items():
+        if key not in MATCHERS:
+            raise nearest(key, MATCHERS, f"matcher in {origin}:")
+        if key in ("kind", "place") and value not in (known := KINDS if key == "kind" else PLACES):
+            raise nearest(str(value), known, f"{key} in {origin}:")
+        if key in ("depth", "rank"):
+            if not all(type(v) is int for v in listed(value)) or len(listed(value)) > 2 or value == []:
+                raise RuleError(f"{origin}: {key} is a whole number or a range [LOW, HIGH], not {value!r}")
+        elif not all(isinstance(v, str) for v in listed(value)):
+            raise RuleError(f"{origin}: {key} is text or a list of texts, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -253,8 +281,7 @@ def matches(match: Mapping[str, Any], view: View, place: Place, composite: Compo
     """True if a view meets every condition."""
 
     def within(value: int | None, wanted: int | list[int]) -> bool:
-        low, high = wanted if isinstance(wanted, list) else (wanted, wanted)
-        return value is not None and low <= value <= high
+        return value is not None and listed(wanted)[0] <= value <= listed(wanted)[-1]
 
     tests: dict[str, Callable[[Any], bool]] = {
         "op": lambda v: any(fnmatch.fnmatchcase(view.op, p) for p in listed(v)),
