@@ -152,6 +152,27 @@ def test_shape_arithmetic_carries_nothing() -> None:
     assert np.array_equal(gradient_of(text, np.zeros((4, 2, 3)))[0], np.ones((4, 2, 3)))
 
 
+@pytest.mark.parametrize(
+    ("node", "made", "expected"),
+    [
+        ("Slice (x, one, two, one)", "4,1", {"Pad"}),
+        ("Slice (x, zero, minus, one, two)", "4,2", {"Pad", "Gather"}),
+        ("Gather <axis=1> (x, mixed)", "4,3", {"Gather"}),
+        ("Gather <axis=1> (x, one)", "4,1", {"Pad", "Gather"}),
+        ("Pad (x, pads)", "5,5", {"Slice"}),
+        ("AveragePool <kernel_shape=[1]> (y)", "2,2,3", set()),
+    ],
+)
+def test_known_sizes_need_no_scatter_and_no_shape_arithmetic(node: str, made: str, expected: set[str]) -> None:
+    text = f"""(double[4,3] x) => (double[{made}] s) <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}},
+        int64[1] minus = {{99}}, int64[3] mixed = {{2, 0, 1}}, int64[4] pads = {{1, 0, 0, 2}}, int64[3] r = {{2, 2, 3}}>
+        {{ y = Reshape (x, r)  s = {node} }}"""
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> graph {text}')
+    emitted = xaicompile.compile(model, "gradient", explain_output="s", explain_reduce="sum")
+    scoped = {n.op_type for n in emitted.graph.node if n.name.split("/")[1:2] == [f"{node.split()[0]}_1"]}
+    assert scoped == expected
+
+
 def test_slices_with_bounds_known_at_run_time() -> None:
     text = """(double[5,3] x, int64[2] first, int64[2] last, int64[2] step) => (double[a,b] s) <int64[2] axes = {0, 1}>
         { s = Slice (x, first, last, axes, step) }"""

@@ -31,6 +31,7 @@ CONV = [
     case(
         "Conv", "same lower strided", real(1, 2, 6, 8), weight(3, 2, 4, 4), auto_pad="SAME_LOWER", strides=[3, 3]
     ),
+    case("Conv", "same lower none", real(1, 2, 4, 6), weight(3, 2, 2, 2), auto_pad="SAME_LOWER", strides=[2, 3]),
     case("Conv", "valid", real(1, 2, 5, 5), weight(3, 2, 3, 3), auto_pad="VALID"),
     case("Conv", "kernel_shape given", real(1, 2, 5, 5), weight(3, 2, 3, 3), kernel_shape=[3, 3]),
 ]  # fmt: skip

@@ -40,6 +40,7 @@ def _average(op: str) -> list[Case]:
         ("dilated", (1, 1, 7, 6), {"kernel_shape": [3, 2], "dilations": [2, 3]}),
         ("same upper", (1, 2, 5, 6), {"kernel_shape": [2, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
         ("same lower", (1, 2, 6, 5), {"kernel_shape": [4, 3], "strides": [3, 2], "auto_pad": "SAME_LOWER"}),
+        ("same lower, no padding", (1, 1, 4, 6), {"kernel_shape": [2, 2], "strides": [2, 3], "auto_pad": "SAME_LOWER"}),
         ("valid", (1, 1, 6, 5), {"kernel_shape": [4, 3], "strides": [3, 2], "auto_pad": "VALID"}),
         ("1d", (2, 2, 7), {"kernel_shape": [3], "strides": [2]}),
         ("3d", (1, 1, 3, 4, 3), {"kernel_shape": [2, 2, 2]}),

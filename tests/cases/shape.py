@@ -74,7 +74,7 @@ PAD = [
     case("Pad", "reflect one axis", real(3, 4), ints(0, 2, 0, 3), mode="reflect"),
     case("Pad", "edge", real(1, 2, 3, 3), ints(0, 0, 1, 2, 0, 0, 2, 0), mode="edge"),
     case("Pad", "wrap", real(2, 4), ints(0, 1, 0, 3), mode="wrap"),
-    case("Pad", "value as data", real(2, 3), ints(1, 0, 2, 1), const(given(-1.0)), order2=True),
+    case("Pad", "value as data", real(2, 3), ints(1, 0, 2, 1), given(-1.0), order2=True),
 ]
 
 REPEAT = [

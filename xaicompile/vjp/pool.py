@@ -61,7 +61,7 @@ def pool_window(ctx: Context) -> Window:
 def spread(ctx: Context, c: Tensor, window: Window) -> Tensor:
     """The transpose of summing over windows."""
     b, x = ctx.b, ctx.x
-    if set(window.kernel) == set(window.strides) == {1} and not any((window.begin or [1]) + (window.end or [1])):
+    if set(window.kernel) == set(window.strides) == {1} and not any((window.begin or (1,)) + (window.end or (1,))):
         return c  # what adaptive pooling to the input's own size becomes
     kernel = b.const(np.ones((1, 1, *window.kernel), c.dtype))
     planes = [b.op("Reshape", t, plane_shape(b, t), shape=(None, 1, *(t.shape or ())[2:])) for t in (c, x)]
@@ -81,7 +81,7 @@ def over_counts(ctx: Context, window: Window) -> Tensor:
         pads = [0] * 2 * rank
     padded = window.begin is None or any(window.begin) or any(pads) or ctx.attr("auto_pad").startswith("SAME")
     if not (ctx.attr("ceil_mode") or (padded and not ctx.attr("count_include_pad"))):
-        return ctx.c / float(prod(window.kernel))
+        return ctx.c if set(window.kernel) == {1} else ctx.c / float(prod(window.kernel))
     result = ctx.c
     for i in range(rank):
         taps = axis_counts(ctx, window, i, pads[rank + i])
