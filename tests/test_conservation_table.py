@@ -16,6 +16,7 @@ from tests.cases.table import CASES
 from tests.reference_ops import evaluator
 
 TOLERANCE = 1e-9
+SINGLE = {"Attention": 1e-7, "RMSNormalization": 1e-7}  # their function bodies round to float32 on the way
 RULES = ["lrp-0", "lrp-epsilon", "lrp-gamma", "gradient-x-input"]
 
 
@@ -44,5 +45,5 @@ def test_the_ledger_closes(case: Case, rule: str, dynamic: bool) -> None:
     explained, absorbed = float(got["explained"].sum()), float(got["ledger"].sum())
     assert explained == pytest.approx(float(np.sum(got["s"])), rel=1e-12)
     scale = max(abs(explained), abs(absorbed), *(float(np.abs(r).sum()) for r in relevance))
-    assert abs(sum(float(r.sum()) for r in relevance) + absorbed - explained) <= TOLERANCE * scale
+    assert abs(sum(float(r.sum()) for r in relevance) + absorbed - explained) <= SINGLE.get(case.op, TOLERANCE) * scale
     assert np.allclose(got["ledger_by_node"].sum(1), got["ledger"], rtol=1e-12, atol=1e-12 * scale)

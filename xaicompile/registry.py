@@ -7,6 +7,7 @@ that LRP needs. Ops whose treatment by LRP is not given by their kind register a
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -129,11 +130,17 @@ class Context:
         """Enters y c minus what the messages hand on, for rules that conserve nothing; returns the messages."""
         for y, c in zip(self.node.y, self.g, strict=True):
             if y is not None and c is not None:
-                self.absorb(lambda y=y, c=c: y * c)  # type: ignore[misc]
+                self.absorb(lambda y=y, c=c: self.share(y, c))  # type: ignore[misc]
         for x, m, needed in zip(self.node.x, messages, self.need, strict=False):
             if x is not None and isinstance(m, Tensor) and needed:
-                self.absorb(lambda x=x, m=m: -(x * m))  # type: ignore[misc]
+                self.absorb(lambda x=x, m=m: -self.share(x, m))  # type: ignore[misc]
         return messages
+
+    def share(self, x: Tensor, c: Tensor) -> Tensor:
+        """x c, and 0 where c is 0 though x be infinite, as attention masks are (spec section 6)."""
+        if all(math.isfinite(end) for end in self.facts.bounds(x)):
+            return x * c
+        return self.b.where(self.b.Equal(c, 0.0), 0.0, x * c, like=c)
 
     def where(self, condition: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
         """Where, with numbers in the dtype of the first output."""

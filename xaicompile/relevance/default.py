@@ -59,7 +59,7 @@ def homogeneous(ctx: Context) -> Messages:
     messages = replace(ctx, need=wanted, ledger=None).vjp()
     for x, m, needed in zip(ctx.node.x, messages, ctx.need, strict=False):
         if x is not None and isinstance(m, Tensor) and not needed:
-            ctx.absorb(lambda x=x, m=m: x * m)  # type: ignore[misc]
+            ctx.absorb(lambda x=x, m=m: ctx.share(x, m))  # type: ignore[misc]
     return messages
 
 

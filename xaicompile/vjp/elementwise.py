@@ -150,6 +150,13 @@ def div(ctx: Context) -> Messages:
     return [share, -(share * ctx.y) if ctx.need[1] else None]
 
 
+@vjp("Mod")
+def mod(ctx: Context) -> Messages:
+    """c, and -c times the whole quotient (a - y)/b."""
+    a, b = ctx.node.inp(0), ctx.node.inp(1)
+    return [ctx.c, -(ctx.c * ((a - ctx.y) / b)) if ctx.need[1] else None]
+
+
 @vjp("Pow")
 def power(ctx: Context) -> Messages:
     """c e x^(e-1), c y log(x)."""
