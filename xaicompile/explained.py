@@ -153,7 +153,9 @@ def chosen(b: Builder, index: Tensor, flat: Tensor) -> Tensor:
 
 
 def total_per_sample(b: Builder, amount: Tensor, seed: Explained) -> Tensor:
-    """An amount summed to one number per sample, [N]."""
+    """An amount summed to one number per sample, [N], in the explained tensor's type."""
+    if amount.dtype != seed.value.dtype:
+        amount = b.CastLike(amount, seed.value)
     if not seed.batched:
         return b.Reshape(b.op("ReduceSum", amount, keepdims=0), [1])
     axis = 0
