@@ -11,5 +11,5 @@ python=${PYTHON:-python3}
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[cpu,report,test]"
 .venv/bin/python models/fetch_demo.py
 .venv/bin/xaicompile models/efficientnet-lite0.onnx --rule lrp-gamma --mean 127 --std 128 --size 256,224 \
-    -o efficientnet-lite0.explained.onnx --force
+    -o efficientnet-lite0.explained.onnx
 .venv/bin/xaicompile explain efficientnet-lite0.explained.onnx models/chelsea.png -o heatmap.png
