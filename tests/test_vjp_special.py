@@ -95,6 +95,13 @@ def test_zero_input_gives_a_finite_gradient(node: str, shape: str) -> None:
     assert np.abs(got).max() <= 1.0
 
 
+def test_zero_to_a_power_gives_its_exponent_nothing() -> None:
+    text = "(double[3] x, double[3] y) => (double[3] s) { s = Pow (x, y) }"
+    got = gradient_of(text, doubles([0, 0, 2]), doubles([2, 1, 3]))
+    assert np.array_equal(got[0], [0, 1, 12])
+    assert np.allclose(got[1], [0, 0, 8 * np.log(2)], rtol=1e-15)
+
+
 def test_masked_softmax_is_finite() -> None:
     """Attention masks are -inf: no NaN, and nothing for masked entries."""
     text = """(double[1,3] x) => (double[1,3] s) <double[1,3] mask = {0, -inf, 0}, double[3] w = {1, 5, 3}>

@@ -66,6 +66,8 @@ GEMM = [
     case("Gemm", "scalar C", real(2, 3), weight(3, 4), real()),
     case("Gemm", "two data sides", real(2, 3), real(3, 4), real(4), order2=True),
     case("Gemm", "two data sides transposed", real(3, 2), real(4, 3), transA=1, transB=1, alpha=0.5, order2=True),
+    case("Gemm", "two data sides, transA", real(3, 2), real(3, 4), transA=1, order2=True),
+    case("Gemm", "two data sides, transB", real(2, 3), real(4, 3), transB=1, alpha=-1.5, order2=True),
     case("Gemm", "data on the right", weight(2, 3), real(3, 4)),
 ]
 

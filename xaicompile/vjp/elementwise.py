@@ -167,7 +167,10 @@ def power(ctx: Context) -> Messages:
         slope = x * 2.0 if p == 2 else ctx.b.Pow(x, p - 1.0) * p
     else:
         slope = exponent * ctx.b.Pow(x, exponent - 1.0)
-    return [ctx.c * slope, ctx.c * ctx.y * ctx.b.Log(x) if ctx.need[1] else None]
+    into_exponent = None
+    if ctx.need[1]:  # 0 log(0) = 0
+        into_exponent = ctx.c * ctx.y * ctx.b.Log(ctx.where(ctx.b.Equal(x, 0.0), 1.0, x))
+    return [ctx.c * slope, into_exponent]
 
 
 @vjp("PRelu", degree=1)
