@@ -16,7 +16,7 @@ from . import references, zoo
 
 NAME, BATCH = "resnet18", 2
 FILE = Path(__file__).parent / "golden_resnet18.npz"
-RULES = ("gamma-flat", "epsilon-plus-flat")
+RULES = ("zennit-gamma-flat", "epsilon-plus-flat")
 
 
 def main() -> None:

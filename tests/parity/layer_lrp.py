@@ -33,6 +33,7 @@ class Layer:
         return result
 
 
+EPSILON = 1e-6  # stabiliser of the rules for the first layer
 Rule = Callable[[Layer, Tensor, Tensor], Tensor]
 
 
@@ -77,26 +78,25 @@ def box(low: Tensor, high: Tensor) -> Rule:
         lo, hi = low.expand_as(a), high.expand_as(a)
         plus, minus = w.clamp(min=0), w.clamp(max=0)
         z = layer.apply(a, w, None) - layer.apply(lo, plus, None) - layer.apply(hi, minus, None)
-        s = _ratio(r, z)
+        s = _ratio(r, z + EPSILON * torch.where(z < 0, -1, 1))
         return a * layer.vjp(a, w, s) - lo * layer.vjp(a, plus, s) - hi * layer.vjp(a, minus, s)
 
     return rule
 
 
-def _fixed(weigh: Callable[[Tensor], Tensor], bias: Callable[[Tensor], Tensor]) -> Rule:
+def _fixed(weigh: Callable[[Tensor], Tensor]) -> Rule:
     """A rule that does not look at the input: shares in proportion to a function of the weights."""
 
     def rule(layer: Layer, a: Tensor, r: Tensor) -> Tensor:
         weight = weigh(layer.weight)
-        z = layer.apply(torch.ones_like(a), weight, bias(layer.bias))
-        return layer.vjp(a, weight, _ratio(r, z))
+        z = layer.apply(torch.ones_like(a), weight, None)
+        return layer.vjp(a, weight, r / (z + EPSILON))
 
     return rule
 
 
-FLAT = _fixed(torch.ones_like, torch.zeros_like)
-W_SQUARE = _fixed(torch.square, torch.zeros_like)
-W_SQUARE_BIAS = _fixed(torch.square, torch.square)
+FLAT = _fixed(torch.ones_like)
+W_SQUARE = _fixed(torch.square)
 _BOX = box(zoo.LOW.double(), zoo.HIGH.double())
 
 # rule set -> (first layer, other convolutions, fully connected)
@@ -104,9 +104,9 @@ RULE_SETS: Mapping[str, tuple[Rule, Rule, Rule]] = {
     "lrp-0": (epsilon(0), epsilon(0), epsilon(0)),
     "lrp-epsilon": (epsilon(1e-6), epsilon(1e-6), epsilon(1e-6)),
     "lrp-gamma": (gamma(0.25), gamma(0.25), epsilon(1e-6)),
-    "epsilon-gamma-box": (_BOX, gamma(0.25), epsilon(1e-6)),
-    "gamma-flat": (FLAT, gamma(0.25), epsilon(1e-6)),
-    "epsilon-w-square": (W_SQUARE_BIAS, epsilon(0.25), epsilon(0.25)),
+    "z-box": (_BOX, gamma(0.25), epsilon(1e-6)),
+    "flat": (FLAT, gamma(0.25), epsilon(1e-6)),
+    "w-square": (W_SQUARE, gamma(0.25), epsilon(1e-6)),
 }
 
 

@@ -48,7 +48,7 @@ class _Float32Slope(nn.Module):
         return (x * float(np.float32(1 / 6)) + 0.5).clamp(0, 1)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def model(name: str, dtype: torch.dtype) -> nn.Module:
     """The zoo's model as the exporters write it: hard sigmoids with a float32 slope."""
     network = zoo.build(name, dtype)
@@ -135,34 +135,37 @@ def _rules(
 COMPOSITES: dict[str, Callable[[list[Canonizer], float], Composite]] = {
     "guided-backprop": lambda c, norm: GuidedBackprop(canonizers=c),
     "deconvnet": lambda c, norm: DeconvNet(canonizers=c),
-    "lrp-epsilon": _rules(zr.Epsilon(EPSILON), zr.Epsilon(EPSILON)),
-    "lrp-gamma": _rules(zr.Gamma(0.25), zr.Epsilon(EPSILON)),
-    "epsilon-gamma-box": lambda c, norm: EpsilonGammaBox(
-        low=zoo.LOW.double(),
-        high=zoo.HIGH.double(),
+    "zennit-epsilon": _rules(zr.Epsilon(EPSILON), zr.Epsilon(EPSILON)),
+    "zennit-gamma": _rules(zr.Gamma(0.25), zr.Epsilon(EPSILON)),
+    "zennit-gamma-box": lambda c, norm: EpsilonGammaBox(
+        low=zoo.LOW,
+        high=zoo.HIGH,
         canonizers=c,
         layer_map=[(Sum, zr.Norm(norm)), (AvgPool, zr.Norm(norm))],
     ),
-    "gamma-flat": _rules(zr.Gamma(0.25), zr.Epsilon(EPSILON), zr.Flat()),
-    "epsilon-w-square": _rules(zr.Epsilon(0.25), zr.Epsilon(0.25), zr.WSquare()),
+    "zennit-gamma-flat": _rules(zr.Gamma(0.25), zr.Epsilon(EPSILON), zr.Flat()),
+    "zennit-epsilon-w-square": _rules(zr.Epsilon(0.25), zr.Epsilon(0.25), zr.WSquare()),
     "epsilon-plus-flat": lambda c, norm: EpsilonPlusFlat(canonizers=c),
 }
 
 
 @lru_cache(maxsize=64)
-def zennit_map(name: str, batch: int, composite: str, norm: float = EPSILON) -> Array:
-    """Zennit's map in float64 with the model's canonizers.
+def zennit_map(
+    name: str, batch: int, composite: str, norm: float = EPSILON, dtype: torch.dtype = torch.float64
+) -> Array:
+    """Zennit's map with the model's canonizers.
 
     Args:
         name: Model of the zoo.
         batch: Samples.
         composite: A key of COMPOSITES; for the two gradient-like ones the seed is 1, else the target's logit.
         norm: Stabiliser of sums and average pools; zennit's default is 1e-6.
+        dtype: Precision of the model.
     """
     return attribute(
-        copy.deepcopy(model(name, torch.float64)),
+        copy.deepcopy(model(name, dtype)),
         COMPOSITES[composite](canonizers(name), norm),
-        zoo.sample(name, batch).double(),
+        zoo.sample(name, batch).to(dtype),
         targets(name, batch),
         unit_seed=composite in ("guided-backprop", "deconvnet"),
     )

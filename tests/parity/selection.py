@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,22 +10,15 @@ import pytest
 from . import zoo
 
 BIG = ("vgg16", "vgg11_bn")  # half a gigabyte each
-CI_BIG = {("vgg11_bn", "dynamo")}
+BOTH = ("resnet18", "squeezenet1_1", "shufflenet_v2_x1_0")  # small, or exported very differently
+CI = {(name, zoo.EXPORTERS[i % 2]) for i, name in enumerate(zoo.ZOO) if name not in BIG}
+CI |= {(name, exporter) for name in BOTH for exporter in zoo.EXPORTERS}
 
 
-def cases(
-    names: Iterable[str] = tuple(zoo.ZOO), exporters: Sequence[str] = zoo.EXPORTERS, big: bool = False
-) -> list[Any]:
-    """Parameters (name, exporter), each marked `parity` or `parity_full`.
-
-    Args:
-        names: Models of the zoo.
-        exporters: Exporters.
-        big: Whether continuous integration takes its one big model too.
-    """
-    found = []
-    for name in names:
-        for exporter in exporters:
-            ci = name not in BIG or (big and (name, exporter) in CI_BIG)
-            found.append(pytest.param(name, exporter, marks=pytest.mark.parity if ci else pytest.mark.parity_full))
-    return found
+def cases(names: Iterable[str] = tuple(zoo.ZOO)) -> list[Any]:
+    """Parameters (name, exporter), each marked `parity` or `parity_full`."""
+    return [
+        pytest.param(name, exporter, marks=pytest.mark.parity if (name, exporter) in CI else pytest.mark.parity_full)
+        for name in names
+        for exporter in zoo.EXPORTERS
+    ]

@@ -17,23 +17,24 @@ BOOKED = ("vgg11_bn", "resnet18")
 @pytest.mark.parametrize("rule", measure.ZENNIT_RULES)
 @pytest.mark.parametrize(("name", "exporter"), cases(measure.ZENNIT_MODELS))
 def test_lrp_is_zennit(name: str, exporter: str, rule: str) -> None:
-    """Element by element zennit's map, from its default stabilisers to ours."""
-    found = measure.explain32(name, exporter, 3, rule)
-    assert references.error(found.relevance, references.zennit_map(name, 3, rule)) <= measure.ZENNIT
-    assert np.array_equal(found.outputs["logits"], measure.prediction(name, exporter, 3))
+    """Element by element zennit's map; the gamma rule has no stabiliser here and 1e-6 in zennit."""
+    exact = references.zennit_map(name, 3, rule)
+    bound = measure.ZENNIT if "gamma" in rule else measure.FLOAT64
+    assert references.error(measure.explain64(name, exporter, 3, rule).relevance, exact) <= bound
+    found = measure.explain32(name, exporter, 3, rule).relevance
+    assert references.error(found, exact) <= measure.zennit_bound(name, 3, rule)
 
 
 @pytest.mark.parametrize("rule", measure.LRP_RULES)
-@pytest.mark.parametrize(("name", "exporter"), cases(big=True))
+@pytest.mark.parametrize(("name", "exporter"), cases())
 def test_books_close(name: str, exporter: str, rule: str) -> None:
-    """sum(R) + ledger == explained, in ONNX Runtime and, except on the big models, exactly in float64."""
+    """sum(R) + ledger == explained, in ONNX Runtime and, to rounding, in float64."""
     found = measure.explain32(name, exporter, 3, rule, ledger=True)
     assert found.closure <= measure.CLOSURE
     assert np.array_equal(found.outputs["logits"], measure.prediction(name, exporter, 3))
     logits = found.outputs["logits"][np.arange(3), references.targets(name, 3).numpy()]
     assert np.array_equal(found.outputs["explained"], logits)
-    if name != "vgg11_bn":
-        assert measure.explain64(name, exporter, 3, rule, ledger=True).closure <= measure.CLOSURE64
+    assert measure.explain64(name, exporter, 3, rule, ledger=True).closure <= measure.CLOSURE64
 
 
 @pytest.mark.parametrize("rule", list(layer_lrp.RULE_SETS))
@@ -42,7 +43,7 @@ def test_books_layer_by_layer(name: str, exporter: str, rule: str) -> None:
     """Map and books equal, layer by layer, those of an independent implementation in torch, in float64."""
     found = measure.explain64(name, exporter, 2, rule, ledger=True)
     books = layer_lrp.explain(name, 2, rule)
-    assert references.error(found.relevance, books.relevance.numpy()) <= 1e-6
+    assert references.error(found.relevance, books.relevance.numpy()) <= measure.FLOAT64
     nodes = {node.name: node for node in measure.source(name, exporter, torch.float64).graph.node}
     scale = max(float(absorbed.abs().max()) for _, absorbed in books.absorbed)
     entries = found.outputs["ledger_by_node"]
@@ -54,7 +55,7 @@ def test_books_layer_by_layer(name: str, exporter: str, rule: str) -> None:
             weight = _initializer(measure.source(name, exporter, torch.float64), node.input[1])
             expected = _absorbed(books, weight)
             matched += 1
-        assert np.abs(entries[:, column] - expected).max() <= 1e-6 * scale, node_name
+        assert np.abs(entries[:, column] - expected).max() <= measure.FLOAT64 * scale, node_name
     assert matched == len(books.absorbed)
 
 

@@ -32,17 +32,18 @@ class Entry:
 
     size: int = 64  # height and width of the input; adaptive pooling to 7x7 only exports from 224
     piecewise_linear: bool = True  # made of linear, ReLU-like, pooling and addition ops only
+    seed: int = 0  # of the sample images
     relu_modules: bool = True  # every ReLU is an nn.ReLU that hooks can see, and there is one
 
 
 ZOO: dict[str, Entry] = {
     "alexnet": Entry(size=224),
     "vgg16": Entry(size=224),
-    "vgg11_bn": Entry(size=224),
+    "vgg11_bn": Entry(size=224, seed=2),
     "resnet18": Entry(),
     "resnet50": Entry(),
     "googlenet": Entry(relu_modules=False),
-    "inception_v3": Entry(size=96, relu_modules=False),
+    "inception_v3": Entry(size=96, seed=1, relu_modules=False),
     "densenet121": Entry(relu_modules=False),
     "squeezenet1_1": Entry(),
     "mobilenet_v2": Entry(relu_modules=False),
@@ -135,9 +136,9 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.to(dtype)
 
 
-def sample(name: str, batch: int = 1, seed: int = 0) -> Tensor:
+def sample(name: str, batch: int = 1) -> Tensor:
     """A float32 batch of random images for the model, normalised: blobs of colour under noise, all different."""
-    generator = torch.Generator().manual_seed(1000 + seed)
+    generator = torch.Generator().manual_seed(1000 + ZOO[name].seed)
     size = ZOO[name].size
     blobs = F.interpolate(torch.rand(batch, 3, 4, 4, generator=generator), size, mode="bilinear")
     noise = torch.rand(batch, 3, size, size, generator=generator)
