@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, schema_of
 
+Typed = tuple[np.dtype[Any] | None, Shape | None]
 SMALL = 4096  # constants up to this many elements are known by value
 
 
@@ -30,6 +31,7 @@ class Builder:
         self._scope = ""
         self._names = set(names)
         self._seen: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        self._types: dict[tuple[Any, ...], list[Typed]] = {}
         self._constants: dict[tuple[Any, ...], Tensor] = {}
         self._counter: dict[str, int] = {}
         self.made: set[str] = set()
@@ -98,11 +100,10 @@ class Builder:
         path = "/".join(p for p in (self.method, self._scope) if p)
         name = self.unique(f"{path}/{op}")
         names = [name] + [self.unique(f"{name}_out{i}") for i in range(1, outputs)]
-        proto = helper.make_node(op, [t.name if t else "" for t in x], names, name=name, **attrs)
-        types = self._infer(proto, x)
+        types = self._infer(op, outputs, x, attrs)
         made = []
         for i, n in enumerate(names):
-            dtype, dims = types.get(n, (None, None))
+            dtype, dims = types[i]
             if i == 0 and shape is not None:
                 dims = merged(dims, shape)
             constant = bool(x) and all(t is None or t.constant for t in x)
@@ -112,24 +113,28 @@ class Builder:
         self.nodes.append(gs.Node(op, name=name, attrs=attrs, inputs=inputs, outputs=[t.var for t in made]))
         return tuple(made)
 
-    def _infer(
-        self, node: onnx.NodeProto, x: list[Tensor | None]
-    ) -> dict[str, tuple[np.dtype[Any] | None, Shape | None]]:
-        """dtype and shape of the node's outputs by the schema's own inference, {} where it can't tell."""
-        schema = schema_of(node.op_type, "", self.opset)
-        assert schema is not None, f"{node.op_type} is not an op of opset {self.opset}"
-        types, data = {}, {}
-        for t in x:
-            if t is None:
-                continue
-            if t.dtype is None:
-                return {}
-            types[t.name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(t.dtype), listed(t.shape))
-            if t.value is not None:
-                data[t.name] = numpy_helper.from_array(t.value, t.name)
-        opsets = [helper.make_opsetid("", self.opset)]
-        found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets, ir_version=10)
-        return {name: type_and_shape(t) for name, t in found.items()}
+    def _infer(self, op: str, outputs: int, x: list[Tensor | None], attrs: dict[str, Any]) -> list[Typed]:
+        """dtype and shape of a node's outputs by the schema's own inference, worked out once for equal signatures."""
+        schema = schema_of(op, "", self.opset)
+        assert schema is not None, f"{op} is not an op of opset {self.opset}"
+        if any(t is not None and t.dtype is None for t in x):
+            return [(None, None)] * outputs
+        values = [t.value if t is not None and decides_shapes(t) else None for t in x]
+        signature = tuple(
+            t and (t.dtype, t.shape, v if v is None else v.tobytes()) for t, v in zip(x, values, strict=True)
+        )
+        key = (op, outputs, signature, repr(sorted(attrs.items())))
+        if key not in self._types:
+            names = ["" if t is None else f"x{i}" for i, t in enumerate(x)]
+            made = [f"y{i}" for i in range(outputs)]
+            types = {n: tensor_type(t) for n, t in zip(names, x, strict=True) if t is not None}
+            data = {n: numpy_helper.from_array(v, n) for n, v in zip(names, values, strict=True) if v is not None}
+            node, opsets = helper.make_node(op, names, made, **attrs), [helper.make_opsetid("", self.opset)]
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=opsets, ir_version=10
+            )
+            self._types[key] = [type_and_shape(found[n]) if n in found else (None, None) for n in made]
+        return self._types[key]
 
     def const(self, value: np.ndarray, name: str = "") -> Tensor:
         """A constant; equal ones are made once."""
@@ -275,7 +280,18 @@ def listed(shape: Shape | None) -> list[Dim] | None:
     return None if shape is None else list(shape)
 
 
-def type_and_shape(t: onnx.TypeProto) -> tuple[np.dtype[Any] | None, Shape | None]:
+def decides_shapes(t: Tensor) -> bool:
+    """True for values that inference may read: integers, and the few floating-point numbers of a size."""
+    return t.value is not None and (t.value.dtype.kind in "iu" or t.value.size <= 8)
+
+
+def tensor_type(t: Tensor) -> onnx.TypeProto:
+    """A tensor's dtype and shape as a proto."""
+    assert t.dtype is not None
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(t.dtype), listed(t.shape))
+
+
+def type_and_shape(t: onnx.TypeProto) -> Typed:
     """numpy dtype and shape of a tensor type; (None, None) for sequences, maps and unknown types."""
     if not t.HasField("tensor_type") or not t.tensor_type.elem_type:
         return None, None
