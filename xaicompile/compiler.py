@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 
 from xaicompile import composite as composites
-from xaicompile import ir, registry, relevance, vjp
+from xaicompile import ir, registry, relevance, tokens, vjp
 from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
 from xaicompile.errors import OutputError, RuleError, UnsupportedError
-from xaicompile.explained import Explained, choose_inputs, choose_output, seed_of, total_per_sample
+from xaicompile.explained import Explained, Given, choose_inputs, choose_output, seed_of, total_per_sample
 from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
 from xaicompile.ir import Program, Tensor, View
@@ -97,69 +97,66 @@ def compile_model(
     if ledger and rules.output != "relevance":
         raise RuleError(f"rule '{rules.name}' gives no relevance, of which a ledger could be kept")
     p = ir.load(model)
-    b = p.builder
-    b.method = rules.name
+    p.builder.method = rules.name
     end = choose_output(p, explain_output)
-    inputs = choose_inputs(p, explain_input)
     find_constants(p)
+    inputs = choose_inputs(p, explain_input, p.notes)
+    starts = [t for given in inputs for t in given.starts]
     expand.run(p)
     canonical.run(p, end.tensor.name, layers)
-    facts = Facts(p, [t.name for t in inputs], box_of(rules.parameters))
+    facts = Facts(p, [t.name for t in starts], box_of(rules.parameters))
     taps = [tapped(p, facts, name) for name in layers]
     views = on_the_way(p, facts, end.tensor)
     refuse_unsupported(views)
     choices = composites.assign(rules, views, facts)
     facts.trust_activations(v for v, choice in choices.items() if choice.rule in RECTIFYING)
 
-    seed = seed_of(p, end, inputs[0], target, explain_reduce)
+    seed = seed_of(p, end, inputs[0].tensor, target, explain_reduce)
     kept: Ledger | None = {} if ledger else None
     found = backward(
         p,
         facts,
         {end.tensor.name: seed.cotangent},
-        [t.name for t in (*inputs, *taps)],
+        [t.name for t in (*starts, *taps)],
         lambda view: choices[view].picked,
         ledger=kept,
     )
-    outputs, names = [], {}
-    for t in (*inputs, *taps):
-        plain = len(inputs) == 1 and t is inputs[0]
-        result = named(b, result_of(p, rules.output, t, found[t.name]), "relevance" if plain else f"relevance_{t.name}")
-        names[t.name] = result.name
-        outputs.append(result)
-    ledger_nodes: list[str] = []
-    if kept is not None:
-        extra, ledger_nodes = ledger_outputs(p, seed, kept)
-        outputs += extra
-    report = Compiled(
-        onnx.ModelProto(),
-        [described(choices[v], facts) for v in views],
-        end.cut,
-        p.notes + end.notes + seed.notes + composites.unused(rules, list(choices.values())),
-        {t.name: names[t.name] for t in inputs},
-        seed.target,
-        p.source.path.parent if p.source.path and p.source.external else None,
-        p.source.path,
-    )
-    facts_of_origin = {
+    results = {t.name: result_of(p, rules.output, t, found[t.name]) for t in (*starts, *taps)}
+    outputs, names = relevance_outputs(p, inputs, taps, results)
+    more, ledger_nodes = ledger_outputs(p, seed, kept) if kept is not None else ([], None)
+    metadata = {
         "version": __version__,
         "rule": rules.name,
         "rule_text": rules.text,
         "rule_sha256": rules.sha256,
-        "parameters": json.dumps({k: v for k, v in rules.accepted.items() if v is not None}, default=np.ndarray.tolist),
+        "parameters": {k: v for k, v in rules.accepted.items() if v is not None},
         "source_sha256": p.source.sha256,
         "explain_output": end.tensor.name,
-        "relevance": json.dumps(report.relevance),
+        "relevance": names,
         "target": seed.target,
+        "ledger_nodes": ledger_nodes,
+        "preprocess": None if preprocess is None else dict(preprocess),
     }
-    if ledger:
-        facts_of_origin["ledger_nodes"] = json.dumps(ledger_nodes)
-    if preprocess is not None:
-        facts_of_origin["preprocess"] = json.dumps(dict(preprocess))
     overridable = {seed.target: seed.default} if seed.target else {}
-    metadata = {f"xaicompile.{k}": v for k, v in facts_of_origin.items()}
-    report.model = ir.emit(p, outputs, overridable, metadata)
-    return report
+    return Compiled(
+        ir.emit(p, [*outputs, *more], overridable, as_properties(metadata)),
+        [described(choices[v], facts) for v in views],
+        end.cut,
+        p.notes + end.notes + seed.notes + composites.unused(rules, list(choices.values())),
+        names,
+        seed.target,
+        p.source.path.parent if p.source.path and p.source.external else None,
+        p.source.path,
+    )
+
+
+def as_properties(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata under the names and in the form that a model carries: text as it is, all else as JSON."""
+    given = {k: v for k, v in metadata.items() if v is not None}
+    return {
+        f"xaicompile.{k}": v if isinstance(v, str) else json.dumps(v, default=np.ndarray.tolist)
+        for k, v in given.items()
+    }
 
 
 def box_of(parameters: Mapping[str, Any]) -> tuple[float, float]:
@@ -228,6 +225,21 @@ def result_of(p: Program, kind: str, t: Tensor, flow: Flow) -> Tensor:
         result = flow.cotangent(p.builder, t) if kind == "cotangent" else flow.relevance(p.builder, t)
         result.shape = ir.build.merged(t.shape, result.shape)
         return result
+
+
+def relevance_outputs(
+    p: Program, inputs: Sequence[Given], taps: Sequence[Tensor], results: Mapping[str, Tensor]
+) -> tuple[list[Tensor], dict[str, str]]:
+    """The outputs, the explained inputs' first, and their names by input."""
+    b, outputs, names = p.builder, [], {}
+    for given in inputs:
+        t = results.get(given.tensor.name)
+        if t is None:
+            t = tokens.per_token(b, given.tensor, given.starts, [results[s.name] for s in given.starts])
+        outputs.append(named(b, t, "relevance" if len(inputs) == 1 else f"relevance_{given.tensor.name}"))
+        names[given.tensor.name] = outputs[-1].name
+    outputs += [named(b, results[t.name], f"relevance_{t.name}") for t in taps]
+    return outputs, names
 
 
 def named(b: ir.Builder, t: Tensor, name: str) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from xaicompile import tokens
 from xaicompile.errors import ModelError, RuleError
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.registry import nearest
@@ -59,28 +60,51 @@ def behind(t: Tensor, producers: dict[str, View]) -> End:
     return end if end.cut else End(t)
 
 
-def choose_inputs(p: Program, names: str | Sequence[str] | None) -> list[Tensor]:
-    """The named inputs, or every floating-point input.
+@dataclass(frozen=True)
+class Given:
+    """An explained input: itself, and the float tensors in which it begins (itself, or the embeddings of its ids)."""
+
+    tensor: Tensor
+    starts: list[Tensor]
+
+    @property
+    def tokens(self) -> bool:
+        """True for integer ids."""
+        return self.starts[0] is not self.tensor
+
+
+def choose_inputs(p: Program, names: str | Sequence[str] | None, notes: list[str]) -> list[Given]:
+    """The named inputs, or every floating-point input and every input of token ids.
 
     Raises:
-        ModelError: There is no floating-point input.
-        RuleError: A named input does not exist or is not floating-point.
+        ModelError: There is no such input.
+        RuleError: A named input does not exist, or holds neither floats nor ids that are looked up.
     """
     known = {t.name: t for t in p.inputs if t.name in p.required}
-    if names is None:
-        found = [t for t in known.values() if t.is_float]
-        if not found:
-            kinds = ", ".join(f"'{t.name}' {t.dtype}" for t in known.values()) or "none at all"
-            raise ModelError(f"no floating-point input to explain (inputs: {kinds})")
-        return found
-    chosen = []
-    for name in [names] if isinstance(names, str) else names:
-        if name not in known:
-            raise nearest(name, known, "input")
-        if not known[name].is_float:
-            raise RuleError(f"--explain-input: '{name}' is {known[name].dtype}, not floating-point")
-        chosen.append(known[name])
-    return chosen
+    if names is not None:
+        return [named_input(p, known, n) for n in ([names] if isinstance(names, str) else names)]
+    found = []
+    for t in known.values():
+        starts = [t] if t.is_float else tokens.starts_of(p, t)
+        if starts and (t.is_float or tokens.is_text(t.name)):
+            found.append(Given(t, starts))
+        elif starts:
+            notes.append(f"'{t.name}' is looked up in an embedding, but not explained; --explain-input names it")
+    if not found:
+        kinds = ", ".join(f"'{t.name}' {t.dtype}" for t in known.values()) or "none at all"
+        raise ModelError(f"no floating-point input and no token ids to explain (inputs: {kinds})")
+    return found
+
+
+def named_input(p: Program, known: dict[str, Tensor], name: str) -> Given:
+    """The input of that name."""
+    if name not in known:
+        raise nearest(name, known, "input")
+    t = known[name]
+    starts = [t] if t.is_float else tokens.starts_of(p, t)
+    if not starts:
+        raise RuleError(f"--explain-input: '{name}' is {t.dtype}, and no embedding looks it up")
+    return Given(t, starts)
 
 
 @dataclass
@@ -158,10 +182,9 @@ def total_per_sample(b: Builder, amount: Tensor, seed: Explained) -> Tensor:
         amount = b.CastLike(amount, seed.value)
     if not seed.batched:
         return b.Reshape(b.op("ReduceSum", amount, keepdims=0), [1])
-    axis = 0
-    if amount.shape is not None and isinstance(seed.batch, str) and seed.batch in amount.shape:
-        axis = amount.shape.index(seed.batch)
-    elif amount.shape and isinstance(amount.shape[0], int) and amount.shape[0] != seed.batch:
+    dims = amount.shape or (None,)
+    axis = dims.index(seed.batch) if seed.batch in dims and isinstance(seed.batch, str) else 0
+    if seed.batch is None or dims[axis] != seed.batch:  # the batch may be merged with other axes, as the outermost
         amount = b.Reshape(amount, b.Concat(b.shape_of(seed.value), [-1], axis=0))
     rank = amount.rank
     if rank is None:
