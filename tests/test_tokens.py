@@ -1,4 +1,4 @@
-"""Token ids are explained where floats begin: at the embedding, or at the one-hot vector; masks and positions are not."""
+"""Token ids are explained where floats begin: at the embedding or the one-hot vector; masks and positions are not."""
 
 from __future__ import annotations
 
