@@ -126,6 +126,8 @@ BROADCAST = [
     case("Mul", "by a larger constant", real(3), const(real(2, 3)), order2=True),
     case("Sub", "from a constant", const(real(3)), real(2, 3)),
     case("Div", "of a constant", const(real(3)), positive(2, 3), order2=True),
+    case("Mod", "remainder", given([[1.7, -2.2, 0.4]]), given([0.5, 0.8, 1.5]), fmod=1),
+    case("Mod", "broadcast", given([[1.7], [-2.2]]), const(given(0.6)), fmod=1),
     case("Pow", "square, any sign", real(*SHAPE), const(given(2.0)), order2=True),
     case("Pow", "square at zero", given([[-1.0, 0.0, 1.5]]), const(given(2.0)), order2=True),
     case("Pow", "first power at zero", given([[-1.0, 0.0, 1.5]]), const(given(1.0))),

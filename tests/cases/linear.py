@@ -125,6 +125,7 @@ EINSUM = [
 LAYER_NORM = [
     case("LayerNormalization", "last axis", real(2, 3, 4), weight(4), weight(4), order2=True),
     case("LayerNormalization", "two axes, no bias", real(2, 3, 4), weight(3, 4), axis=1, epsilon=0.01),
+    case("LayerNormalization", "scale and bias as data", real(2, 3, 4), real(4), real(3, 4), order2=True),
     case("LayerNormalization", "positive axis", real(2, 3, 4), weight(4), weight(4), axis=2, epsilon=1e-3),
 ]
 
