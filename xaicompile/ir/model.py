@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,13 +98,13 @@ def read(model: ModelLike) -> Source:
         raise ModelError(f"no such file: {path}")
     if path.stat().st_size == 0:
         raise ModelError(f"{path} is empty")
-    with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-        parse(proto, view, str(path))
-        digest = hashlib.sha256(view).hexdigest()
+    data = path.read_bytes()  # a memory map would not help: the parser copies what is not bytes
+    parse(proto, data, str(path))
+    digest = hashlib.sha256(data).hexdigest()
     return Source(proto, path, digest, external_files(proto, path.parent))
 
 
-def parse(proto: onnx.ModelProto, data: bytes | memoryview, what: str) -> None:
+def parse(proto: onnx.ModelProto, data: bytes, what: str) -> None:
     """Parses, and turns the parser's complaint into one line."""
     try:
         proto.ParseFromString(data)
