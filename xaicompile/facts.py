@@ -256,6 +256,11 @@ def _pow(view: View, x: Sequence[Interval]) -> Interval:
     return (0.0, math.inf) if even or x[0][0] >= 0 else ANY
 
 
+def _mod(view: View, x: Sequence[Interval]) -> Interval:
+    reach, sign = max(abs(b) for b in x[1]), x[0] if view.attr("fmod") else x[1]
+    return (0.0 if sign[0] >= 0 else -reach), (0.0 if sign[1] <= 0 else reach)
+
+
 def _leaky(view: View, x: Sequence[Interval]) -> Interval:
     alpha = float(view.attr("alpha"))
     return ANY if alpha < 0 else (x[0][0] * (alpha if x[0][0] < 0 else 1), x[0][1] * (alpha if x[0][1] < 0 else 1))
@@ -340,6 +345,7 @@ TRANSFER: dict[str, Transfer] = {
     "Neg": lambda _, x: (-x[0][1], -x[0][0]),
     "Reciprocal": lambda v, x: _div(v, [(1.0, 1.0), x[0]]),
     "Pow": _pow,
+    "Mod": _mod,
     "Add": _sum,
     "Sum": _sum,
     "Sub": lambda _, x: (x[0][0] - x[1][1], x[0][1] - x[1][0]),
