@@ -126,6 +126,11 @@ def explain32(name: str, exporter: str, batch: int, rule: str, ledger: bool = Fa
     return _run(name, batch, model, run_ort(emitted_session(name, exporter, rule, ledger), _inputs(name, batch)))
 
 
+def run(model: onnx.ModelProto, name: str, batch: int) -> Run:
+    """Explain with any float32 compilation of the model in ONNX Runtime."""
+    return _run(name, batch, model, run_ort(session(model), _inputs(name, batch)))
+
+
 def explain64(name: str, exporter: str, batch: int, rule: str, ledger: bool = False) -> Run:
     """Explain with the float64 file, replayed in torch."""
     model = emitted(name, exporter, torch.float64, rule, ledger)

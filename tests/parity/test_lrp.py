@@ -8,6 +8,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+import xaicompile
+from xaicompile import registry
+from xaicompile.ir import Tensor
+
 from . import layer_lrp, measure, references
 from .selection import cases
 
@@ -69,3 +73,25 @@ def _absorbed(books: layer_lrp.Books, weight: np.ndarray) -> np.ndarray:
         if own.shape == weight.shape and np.allclose(own.numpy(), weight, rtol=1e-10, atol=1e-12):
             return absorbed.numpy()
     raise AssertionError(f"no layer has this weight of shape {weight.shape}")
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "default"])
+@pytest.mark.parity
+def test_a_wrong_sign_opens_the_books(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger is kept node by node, not taken as the difference: a sign wrong at one node shows."""
+    right, faulted = registry.RULES[rule], []
+
+    def wrong(ctx: registry.Context) -> registry.Messages:
+        messages = right(ctx)
+        if faulted or ctx.node.op == "Identity":
+            return messages
+        faulted.append(ctx.node.name)
+        return [-m if isinstance(m, Tensor) else m for m in messages]
+
+    monkeypatch.setitem(registry.RULES, rule, wrong)
+    model = xaicompile.compile(
+        measure.source("resnet18", "legacy", torch.float32), ledger=True, **measure.rule_options("lrp-gamma")
+    )
+    assert faulted
+    found = measure.run(model, "resnet18", 2)
+    assert found.closure > 0.1
