@@ -227,3 +227,17 @@ def test_product_of_scatter_is_refused() -> None:
         { s = ScatterElements <reduction="mul"> (x, i, y) }"""
     with pytest.raises(UnsupportedError, match="no gradient for reduction 'mul'"):
         gradient_of(text, np.ones(3), np.ones(1))
+
+
+@pytest.mark.parametrize("body", ["y = Sqrt(x)", "y = Pow(x, half)", "y = ReduceL2<keepdims=0>(x, last)"])
+def test_nothing_infinite_flows_where_a_root_is_zero(body: str) -> None:
+    """Spec 1.9: 0 times infinity must not occur; torch gives inf for the gradient, which times 0 is NaN."""
+    out = "double[N]" if "Reduce" in body else "double[N, 3]"
+    graph = onnx.parser.parse_graph(f"g (double[N, 3] x) => ({out} y) {{ {body} }}")
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5), "half"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), "last"))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    x = np.array([[0.0, 0.0, 0.0], [0.0, 4.0, 9.0]])
+    for rule in ("gradient", "gradient-x-input", "lrp-0"):
+        emitted = xaicompile.compile(model, rule, explain_reduce="sum")
+        assert np.isfinite(evaluator(emitted).run(["relevance"], {"x": x})[0]).all()

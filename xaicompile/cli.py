@@ -250,6 +250,19 @@ def rules_command(as_json: bool) -> None:
         click.echo(f"{rules.name:<26}{rules.doc}{f'  ({settings})' if settings else ''}")
 
 
+@cli.command("ops")
+@json_option
+def ops_command(as_json: bool) -> None:
+    """List the operators that have a gradient, and what LRP does with them."""
+    from xaicompile import optable
+
+    if as_json:
+        _json(optable.as_json())
+        return
+    found = [(r.domain or "ai.onnx", r.op, str(r.since), r.gradient, r.lrp) for r in optable.rows()]
+    click.echo("\n".join(summary.table([("domain", "op", "since", "gradient", "lrp"), *found])))
+
+
 @cli.command("inspect")
 @click.argument("model")
 @rule_options

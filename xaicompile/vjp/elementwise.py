@@ -11,6 +11,13 @@ import math
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, elementwise, masked, stop, vjp, zero
 
+
+def over_nonzero(ctx: Context, a: float, y: Tensor) -> Tensor:
+    """a/y, and 0 where y is 0: nothing infinite flows (spec 1.9)."""
+    is_zero = ctx.b.Equal(y, 0.0)
+    return ctx.where(is_zero, 0.0, a / ctx.where(is_zero, 1.0, y))
+
+
 masked("Relu", lambda ctx, x, y: y > 0.0, at_zero=0.0, degree=1)
 masked("ThresholdedRelu", lambda ctx, x, y: x > ctx.attr("alpha"), at_zero=0.0, degree=1)  # x f'(x) = f(x)
 elementwise("LeakyRelu", lambda ctx, x, y: ctx.where(x > 0.0, 1.0, ctx.attr("alpha")), at_zero=0.0, degree=1)
@@ -27,7 +34,7 @@ elementwise("Erf", lambda ctx, x, y: ctx.b.Exp(-(x * x)) * (2 / math.sqrt(math.p
 elementwise("Softplus", lambda ctx, x, y: ctx.b.Sigmoid(x), at_zero=math.log(2))
 elementwise("Exp", lambda ctx, x, y: y, at_zero=1.0)
 elementwise("Log", lambda ctx, x, y: 1.0 / x)
-elementwise("Sqrt", lambda ctx, x, y: 0.5 / y, degree=0.5)
+elementwise("Sqrt", lambda ctx, x, y: over_nonzero(ctx, 0.5, y), degree=0.5)
 elementwise("Abs", lambda ctx, x, y: ctx.b.Sign(x), at_zero=0.0, degree=1)
 elementwise("Sin", lambda ctx, x, y: ctx.b.Cos(x), at_zero=0.0)
 elementwise("Cos", lambda ctx, x, y: -ctx.b.Sin(x), at_zero=1.0)
@@ -157,6 +164,14 @@ def mod(ctx: Context) -> Messages:
     return [ctx.c, -(ctx.c * ((a - ctx.y) / b)) if ctx.need[1] else None]
 
 
+def power_slope(ctx: Context, x: Tensor, p: float) -> Tensor:
+    """p x^(p-1); 0 at x = 0 where that is infinite (spec 1.9)."""
+    if p >= 1:
+        return ctx.b.Pow(x, p - 1.0) * p
+    is_zero = ctx.b.Equal(x, 0.0)
+    return ctx.where(is_zero, 0.0, ctx.b.Pow(ctx.where(is_zero, 1.0, x), p - 1.0) * p)
+
+
 @vjp("Pow")
 def power(ctx: Context) -> Messages:
     """c e x^(e-1), c y log(x)."""
@@ -164,7 +179,7 @@ def power(ctx: Context) -> Messages:
     exponent = e if e.dtype == x.dtype else ctx.b.CastLike(e, x)
     if e.value is not None and e.value.size == 1:
         p = float(e.value.reshape(-1)[0])
-        slope = x * 2.0 if p == 2 else ctx.b.Pow(x, p - 1.0) * p
+        slope = x * 2.0 if p == 2 else power_slope(ctx, x, p)
     else:
         slope = exponent * ctx.b.Pow(x, exponent - 1.0)
     into_exponent = None

@@ -1,0 +1,96 @@
+"""The table of operators: which have a gradient, and what LRP does with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from xaicompile import relevance, vjp
+from xaicompile.ir.graph import schema_of
+from xaicompile.registry import RELEVANCE, OpInfo, operators
+
+__all__ = ["Row", "markdown", "relevance", "rows", "vjp"]
+
+NEWEST = 10**6
+LRP = {
+    "linear": "linear: the rule that the composite names",
+    "own": "a rule of its own",
+    "identity": "identity: relevance passes as it is",
+    "secant": "secant: f(0) is absorbed",
+    "homogeneous": "the transpose, by Euler's degree: conserves",
+    "layout": "moves with the values",
+    "zero": "carries nothing",
+    "gradient": "the transpose; the difference is absorbed",
+    "body": "through the function body of its schema",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator.
+
+    Attributes:
+        since: First opset of the domain that the row is for.
+        gradient: "exact", "zero" (carries nothing), or "body" (the schema's function body is differentiated).
+        lrp: A key of `LRP`.
+    """
+
+    domain: str
+    op: str
+    since: int
+    gradient: str
+    lrp: str
+
+
+def rows() -> list[Row]:
+    """All operators with a gradient, by domain and name."""
+    found = [
+        Row(r.domain, r.op, r.since, "zero" if r.zero else "exact", lrp_of(r)) for r in operators() if r.vjp is not None
+    ]
+    known = {(r.domain, r.op) for r in found}
+    found += [Row("", op, since, "body", "body") for op, since in with_body() if ("", op) not in known]
+    return sorted(found, key=lambda r: (r.domain, r.op, r.since))
+
+
+def with_body() -> list[tuple[str, int]]:
+    """Standard operators whose newest schema states a function body, with its version."""
+    import onnx
+
+    names = {s.name for s in onnx.defs.get_all_schemas() if s.domain == ""}
+    schemas = [schema_of(name, "", NEWEST) for name in sorted(names)]
+    return [
+        (s.name, s.since_version)
+        for s in schemas
+        if s is not None and not s.deprecated and (s.has_function or s.has_context_dependent_function)
+    ]
+
+
+def lrp_of(row: OpInfo) -> str:
+    """What the rule "default" does with an op, as a key of `LRP`."""
+    if row.zero:
+        return "zero"
+    if row.linear is not None:
+        return "linear"
+    if row.op in RELEVANCE and not row.domain:
+        return "own"
+    if row.layout:
+        return "layout"
+    if row.degree is not None:
+        return "homogeneous"
+    if row.at_zero is not None:
+        return "identity" if row.at_zero == 0 else "secant"
+    return "gradient"
+
+
+def as_json() -> list[dict[str, str | int]]:
+    """The table for scripts: keys domain, op, since, gradient, lrp."""
+    return [asdict(r) for r in rows()]
+
+
+def markdown() -> str:
+    """The table as README shows it: operators by what LRP does with them."""
+    lines = ["| LRP | operators |", "|---|---|"]
+    for key, meaning in LRP.items():
+        names = sorted({f"{r.domain}.{r.op}" if r.domain else r.op for r in rows() if r.lrp == key})
+        if names:
+            lines.append(f"| {meaning} | {', '.join(names)} |")
+    return "\n".join(lines)
