@@ -241,3 +241,18 @@ def test_nothing_infinite_flows_where_a_root_is_zero(body: str) -> None:
     for rule in ("gradient", "gradient-x-input", "lrp-0"):
         emitted = xaicompile.compile(model, rule, explain_reduce="sum")
         assert np.isfinite(evaluator(emitted).run(["relevance"], {"x": x})[0]).all()
+
+
+@pytest.mark.parametrize(
+    "body", ["y = Slice(x, one, two, one)", "y = Gather<axis=1>(x, one)", "p = Pad(x, pads, , one) y = Mul(p, p)"]
+)
+def test_padding_spells_out_all_axes(body: str) -> None:
+    """ONNX Runtime's transpose optimizer takes the amounts of a Pad with an `axes` input for those of all axes."""
+    text = "\n".join(body.replace(") ", ")\n").split("\n"))
+    graph = onnx.parser.parse_graph(f"g (float[N, 5, 4] x) => (float[N, M, 4] y) {{ t = Identity(x)\n{text} }}")
+    for name, value in {"one": [1], "two": [3], "pads": [1, 2]}.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    emitted = xaicompile.compile(model, "gradient", explain_reduce="sum")
+    pads = [n for n in emitted.graph.node if n.op_type == "Pad" and n.name.startswith("gradient/")]
+    assert all(len(n.input) <= 3 for n in pads) and (pads or "Pad(" in body)

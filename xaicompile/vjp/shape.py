@@ -75,19 +75,30 @@ def positions(b: Builder, x: Tensor, axis: int) -> Tensor:
 
 def padded(b: Builder, c: Tensor, before: dict[int, Tensor], like: Tensor) -> Tensor:
     """c with zeros before and behind it along some axes, to the size of `like`; `before` holds [1] vectors."""
-    axes = sorted(before)
-    front = joined(b, [before[a] for a in axes])
-    behind = joined(b, [b.dim(like, a) for a in axes]) - joined(b, [b.dim(c, a) for a in axes]) - front
-    known, sizes = front.value, [(t.shape or ())[a] for a in axes for t in (like, c)]
-    if known is not None and all(isinstance(s, int) for s in sizes):
-        static = [int(p or 0) - int(q or 0) - f for p, q, f in zip(sizes[::2], sizes[1::2], known, strict=True)]
-        if not any(known) and not any(static):
-            return c
-        behind = b.const(np.asarray(static, np.int64))
-        if len(axes) == rank_of(c):
-            return b.op("Pad", c, [*known.tolist(), *static], shape=like.shape)
+    behind: dict[int, Tensor] = {}
+    for axis, front in before.items():
+        sizes = [(t.shape or ())[axis] for t in (like, c)]
+        if front.value is not None and all(isinstance(s, int) for s in sizes):
+            behind[axis] = b.const(np.asarray([int(sizes[0] or 0) - int(sizes[1] or 0)], np.int64) - front.value)
+        else:
+            behind[axis] = b.dim(like, axis) - b.dim(c, axis) - front
     shape = tuple((like.shape or ())[i] if i in before else d for i, d in enumerate(c.shape or ()))
-    return b.op("Pad", c, joined(b, [front, behind]), None, axes, shape=shape)
+    return with_zeros(b, c, before, behind, shape)
+
+
+def with_zeros(
+    b: Builder, c: Tensor, front: dict[int, Tensor], behind: dict[int, Tensor], shape: Shape | None
+) -> Tensor:
+    """Pad with zeros (cut, where negative), the amounts given as [1] vectors by axis.
+
+    All axes are spelled out: ONNX Runtime's transpose optimizer permutes the amounts of a Pad with an `axes` input as
+    if there were one for each axis (seen in 1.32).
+    """
+    none = b.const(np.zeros(1, np.int64))
+    amounts = joined(b, [side.get(axis, none) for side in (front, behind) for axis in range(rank_of(c))])
+    if amounts.value is not None and not amounts.value.any():
+        return c
+    return b.op("Pad", c, amounts, shape=shape)
 
 
 def joined(b: Builder, vectors: Sequence[Tensor]) -> Tensor:
@@ -253,7 +264,7 @@ def spread_back(b: Builder, c: Tensor, places: np.ndarray, axis: int, size: int)
     source = np.full(size, len(places), np.int64)
     source[places] = np.arange(len(places))
     if (source == len(places)).any():
-        c = b.Pad(c, [0, 1], None, [axis])
+        c = with_zeros(b, c, {}, {axis: b.const(np.ones(1, np.int64))}, None)
     return b.Gather(c, source, axis=axis)
 
 
@@ -310,16 +321,18 @@ def pad(ctx: Context) -> Messages:
 
 def cropped(b: Builder, c: Tensor, amounts: Tensor, pads: list[int] | None, axes: list[int], x: Tensor) -> Tensor:
     """c without its padding; where padding was negative, with zeros instead of what had been cut off."""
-    if pads is None:
-        return b.op("Pad", c, b.Neg(amounts), None, axes, shape=x.shape)
     n = len(axes)
+    if pads is None:
+        parts = [b.Neg(b.Slice(amounts, [i], [i + 1])) for i in range(2 * n)]
+        sides = dict(zip(axes, parts[:n], strict=True)), dict(zip(axes, parts[n:], strict=True))
+        return with_zeros(b, c, *sides, x.shape)
     cut = [i for i in range(n) if pads[i] > 0 or pads[i + n] > 0]
     if cut:
         starts = [max(pads[i], 0) for i in cut]
         ends = [-pads[i + n] if pads[i + n] > 0 else END for i in cut]
         c = b.Slice(c, starts, ends, [axes[i] for i in cut])
-    back = [max(-p, 0) for p in pads]
-    return b.op("Pad", c, back, None, axes, shape=x.shape) if any(back) else c
+    back = [b.const(np.asarray([max(-p, 0)], np.int64)) for p in pads]
+    return with_zeros(b, c, dict(zip(axes, back[:n], strict=True)), dict(zip(axes, back[n:], strict=True)), x.shape)
 
 
 @vjp("Tile", layout=True)
