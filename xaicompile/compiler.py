@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from xaicompile import bodies, ir, registry, relevance, tokens, vjp
 from xaicompile import composite as composites
-from xaicompile import ir, registry, relevance, tokens, vjp
 from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
 from xaicompile.errors import OutputError, RuleError, UnsupportedError
@@ -98,8 +98,10 @@ def compile_model(
         raise RuleError(f"rule '{rules.name}' gives no relevance, of which a ledger could be kept")
     p = ir.load(model)
     p.builder.method = rules.name
-    end = choose_output(p, explain_output)
     find_constants(p)
+    if bodies.run(p):
+        find_constants(p)
+    end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input, p.notes)
     starts = [t for given in inputs for t in given.starts]
     expand.run(p)

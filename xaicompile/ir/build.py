@@ -36,6 +36,7 @@ class Builder:
         self._counter: dict[str, int] = {}
         self.made: set[str] = set()
         self.outputs: set[str] = set()
+        self._record: list[View] | None = None
 
     def __getattr__(self, op: str) -> Callable[..., Tensor]:
         if not op[0].isupper():
@@ -50,6 +51,15 @@ class Builder:
             yield
         finally:
             self._scope = before
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[View]]:
+        """Gives every node asked for inside as a view, those that stood there before included."""
+        before, self._record = self._record, []
+        try:
+            yield self._record
+        finally:
+            self._record = before
 
     def unique(self, stem: str) -> str:
         """A name that nothing in the model has, `stem` itself if it is free, and keeps it."""
@@ -76,6 +86,8 @@ class Builder:
         key = (op, outputs, tuple(t and t.name for t in tensors), repr(sorted(attrs.items())))
         if key not in self._seen:
             self._seen[key] = self._emit(op, outputs, tensors, shape, attrs)
+        if self._record is not None:
+            self._record.append(View(op, tensors, list(self._seen[key]), attrs, since=self.opset))
         return self._seen[key]
 
     def _operands(self, x: Sequence[Operand | None]) -> list[Tensor | None]:
@@ -100,7 +112,7 @@ class Builder:
         path = "/".join(p for p in (self.method, self._scope) if p)
         name = self.unique(f"{path}/{op}")
         names = [name] + [self.unique(f"{name}_out{i}") for i in range(1, outputs)]
-        types = self._infer(op, outputs, x, attrs)
+        types = self.infer(op, outputs, x, attrs)
         made = []
         for i, n in enumerate(names):
             dtype, dims = types[i]
@@ -113,7 +125,7 @@ class Builder:
         self.nodes.append(gs.Node(op, name=name, attrs=attrs, inputs=inputs, outputs=[t.var for t in made]))
         return tuple(made)
 
-    def _infer(self, op: str, outputs: int, x: list[Tensor | None], attrs: dict[str, Any]) -> list[Typed]:
+    def infer(self, op: str, outputs: int, x: list[Tensor | None], attrs: dict[str, Any]) -> list[Typed]:
         """dtype and shape of a node's outputs by the schema's own inference, worked out once for equal signatures."""
         schema = schema_of(op, "", self.opset)
         assert schema is not None, f"{op} is not an op of opset {self.opset}"

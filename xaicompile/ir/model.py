@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper, inliner, numpy_helper, version_converter
 
 from xaicompile.errors import ModelError
+from xaicompile.ir.apart import put_back, set_apart
 from xaicompile.ir.build import SMALL, type_and_shape
 from xaicompile.ir.files import external_files, tensors_of
 from xaicompile.ir.graph import Program, Tensor, View, captured_names, label, schema_of, sorted_nodes
@@ -71,6 +72,7 @@ def load(model: ModelLike) -> Program:
     order = sorted_nodes(graph)
     notes: list[str] = []
     skeleton = without_weights(source.model, order)
+    set_apart(skeleton)
     if skeleton.functions:
         skeleton = inliner.inline_local_functions(skeleton)
     skeleton = raised(skeleton, notes)
@@ -79,6 +81,7 @@ def load(model: ModelLike) -> Program:
     except Exception as error:
         raise ModelError(f"shape inference fails on {named(source)}: {first_line(error)}") from error
     program = imported(source, skeleton)
+    put_back(skeleton)
     program.notes += notes
     return program
 
@@ -311,6 +314,7 @@ def check(model: onnx.ModelProto) -> None:
         ModelError: The model breaks the standard (in the source's part, or by a fault of the compiler).
     """
     skeleton = without_weights(model, model.graph.node)
+    set_apart(skeleton)
     for tensor in tensors_of(skeleton.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:  # the checker would look for the file
             tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0]))
