@@ -334,11 +334,13 @@ def test_subgraphs_off_the_path_keep_what_they_read(flag: bool) -> None:
     )
 
 
-def test_subgraphs_on_the_path_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="If"):
-        compile_model(chosen_scale("h"), explain_input="x")
-    with pytest.raises(UnsupportedError, match="If"):  # both inputs explained: `twice` comes from one of them
-        compile_model(chosen_scale("twice"))
+def test_what_has_no_gradient_in_a_subgraph_is_refused_by_name() -> None:
+    model = chosen_scale("h")
+    branch = next(a.g for n in model.graph.node if n.op_type == "If" for a in n.attribute if a.name == "then_branch")
+    branch.node[0].op_type, branch.node[0].name = "RandomUniformLike", "dice"
+    del branch.node[0].input[1:]
+    with pytest.raises(UnsupportedError, match="RandomUniformLike 'If_2/dice' inside a subgraph is random"):
+        compile_model(model, explain_input="x")
 
 
 def deep(count: int, op: str = "Relu") -> onnx.ModelProto:

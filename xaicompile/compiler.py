@@ -22,7 +22,7 @@ from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.model import ModelLike
-from xaicompile.passes import canonical, expand
+from xaicompile.passes import canonical, control, expand
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
 
@@ -104,14 +104,17 @@ def compile_model(
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input, p.notes)
     starts = [t for given in inputs for t in given.starts]
+    control.take_branches(p)
     expand.run(p)
     canonical.run(p, end.tensor.name, layers)
     facts = Facts(p, [t.name for t in starts], box_of(rules.parameters))
     taps = [tapped(p, facts, name) for name in layers]
-    views = on_the_way(p, facts, end.tensor)
-    refuse_unsupported(views)
+    views = control.on_the_way(p, facts, [end.tensor])
+    control.open_bodies(p, facts, views)
+    refuse_unsupported(control.inside(views))
     choices = composites.assign(rules, views, facts)
-    facts.trust_activations(v for v, choice in choices.items() if choice.rule in RECTIFYING)
+    for known_there, there in [(facts, views), *((body.facts, body.views) for _, body in control.each_body(views))]:
+        known_there.trust_activations(v for v in there if choices[v].rule in RECTIFYING)
 
     seed = seed_of(p, end, inputs[0].tensor, target, explain_reduce)
     kept: Ledger | None = {} if ledger else None
@@ -142,7 +145,7 @@ def compile_model(
     overridable = {seed.target: seed.default} if seed.target else {}
     return Compiled(
         ir.emit(p, [*outputs, *more], overridable, as_properties(metadata)),
-        [described(choices[v], facts) for v in views],
+        [described(choices[v], seen) for v, seen in control.inside_facts(views, facts)],
         end.cut,
         p.notes + end.notes + seed.notes + composites.unused(rules, list(choices.values())),
         names,
@@ -167,18 +170,6 @@ def box_of(parameters: Mapping[str, Any]) -> tuple[float, float]:
     if low is None or high is None:
         return -np.inf, np.inf
     return float(np.min(low)), float(np.max(high))
-
-
-def on_the_way(p: Program, facts: Facts, end: Tensor) -> list[View]:
-    """Views through which a message from the explained tensor can reach an explained input, in graph order."""
-    reached, found = {end.name}, []
-    for view in reversed(p.views):
-        if any(y is not None and y.name in reached and facts.on_path(y) for y in view.y):
-            found.append(view)
-            stopped = registry.stops(view)
-            reached.update(x.name for i, x in enumerate(view.x) if x is not None and i not in stopped)
-            reached.update(t.name for t in view.captures)
-    return found[::-1]
 
 
 def refuse_unsupported(views: Sequence[View]) -> None:

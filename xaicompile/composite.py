@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +238,27 @@ class Place:
     last: bool
 
 
-def assign(composite: Composite, views: Sequence[View], facts: Facts) -> dict[View, Choice]:
-    """The first entry that matches each view, in the order of the composite."""
-    where = places(views, facts)
-    return {view: choose(composite, view, where[view]) for view in views}
+def assign(
+    composite: Composite, views: Sequence[View], facts: Facts, entry: bool = True, depth: int = 0
+) -> dict[View, Choice]:
+    """The first entry that matches each view, in the order of the composite; subgraphs' views behind their node.
+
+    Args:
+        entry: Whether what stands first here reads the explained input; not so in the steps of a loop.
+        depth: Linear ops in front of all of this.
+    """
+    where, chosen = places(views, facts), dict[View, Choice]()
+    for view in views:
+        place = where[view]
+        place = replace(place, depth=place.depth + depth, first=place.first and entry)
+        chosen[view] = choose(composite, view, place)
+        reads = [x for x in view.x[view.own :] if facts.on_path(x)]
+        first = entry and view.op == "If" and all(x is None or x.name in facts.explained for x in reads)
+        for body in view.bodies:
+            inner = assign(composite, body.views, body.facts, first, place.depth)
+            body.pick = lambda v, inner=inner: inner[v].picked  # type: ignore[misc]
+            chosen |= inner
+    return chosen
 
 
 def unused(composite: Composite, choices: Sequence[Choice]) -> list[str]:

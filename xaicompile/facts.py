@@ -7,12 +7,12 @@ by what stands here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from xaicompile import registry
@@ -38,11 +38,17 @@ class Facts:
             the prediction's last bits.
     """
 
-    def __init__(self, program: Program, explained: Sequence[str], box: Interval = ANY) -> None:
+    def __init__(
+        self,
+        program: Program,
+        explained: Sequence[str],
+        box: Interval = ANY,
+        known: Mapping[str, Interval] | None = None,
+    ) -> None:
         self.program = program
         self.path: set[str] = set(explained)
         self.depends: set[str] = set(explained)
-        self.interval: dict[str, Interval] = dict.fromkeys(explained, box)
+        self.interval: dict[str, Interval] = {**dict.fromkeys(explained, box), **(known or {})}
         self.activation: dict[str, Tensor] = {}
         self.fused: set[str] = set()
         self.explained = frozenset(explained)
@@ -138,6 +144,8 @@ def fold(view: View) -> None:
         return
     if view.op == "Shape" and view.inp(0).static is not None:
         y.value = np.asarray(view.inp(0).static[view.attr("start", 0) : view.attrs.get("end")], np.int64)  # type: ignore[index]
+    elif view.op == "Size" and view.inp(0).static is not None:
+        y.value = np.asarray(math.prod(view.inp(0).static or ()), np.int64)
     elif view.op == "Constant":
         y.value = constant_value(view.attrs)
         y.constant = True
@@ -157,7 +165,7 @@ def constant_value(attrs: dict[str, Any]) -> np.ndarray | None:
 
 def evaluated(view: View) -> np.ndarray | None:
     """The value of a node on small constants, by the reference implementation; None where that fails."""
-    if any(y is not None for y in view.y[1:]) or any(hasattr(v, "nodes") for v in view.attrs.values()):
+    if any(y is not None for y in view.y[1:]) or any(isinstance(v, onnx.GraphProto) for v in view.attrs.values()):
         return None
     if view.y[0] is None or (
         view.y[0].shape is not None and int(np.prod([d if isinstance(d, int) else 1 for d in view.y[0].shape])) > SMALL
@@ -364,5 +372,6 @@ TRANSFER: dict[str, Transfer] = {
 def constant_range(view: View) -> Interval:
     """Of a ConstantOfShape."""
     held = view.attrs.get("value")
-    value = float(np.asarray(held.values).reshape(-1)[0]) if held is not None else 0.0
+    numbers = numpy_helper.to_array(held) if isinstance(held, onnx.TensorProto) else getattr(held, "values", 0.0)
+    value = float(np.asarray(numbers).reshape(-1)[0])
     return value, value

@@ -160,6 +160,30 @@ class Builder:
             )
         return self._constants[key]
 
+    def constants(self) -> list[gs.Constant]:
+        """All constants made so far."""
+        return [t.var for t in self._constants.values()]
+
+    def typed(
+        self,
+        op: str,
+        x: Sequence[Tensor | None],
+        types: Sequence[tuple[np.dtype[Any] | None, Shape | None]],
+        **attrs: Any,
+    ) -> tuple[Tensor, ...]:
+        """Emits a node with subgraphs, whose outputs' types are stated."""
+        path = "/".join(p for p in (self.method, self._scope) if p)
+        name = self.unique(f"{path}/{op}")
+        names = [name] + [self.unique(f"{name}_out{i}") for i in range(1, len(types))]
+        made = [
+            Tensor(gs.Variable(n, dtype=dtype, shape=listed(shape)), self, dtype, shape)
+            for n, (dtype, shape) in zip(names, types, strict=True)
+        ]
+        inputs = [t.var if t else gs.Variable.empty() for t in x]
+        self.made.update(names)
+        self.nodes.append(gs.Node(op, name=name, attrs=attrs, inputs=inputs, outputs=[t.var for t in made]))
+        return tuple(made)
+
     def where(self, condition: Tensor, yes: Tensor | float, no: Tensor | float, like: Tensor) -> Tensor:
         """Where, with numbers in the dtype of `like`."""
         typed = [v if isinstance(v, Tensor) else self.const(np.asarray(v, like.dtype)) for v in (yes, no)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from xaicompile.errors import ModelError
 if TYPE_CHECKING:
     from xaicompile.ir.build import Builder
     from xaicompile.ir.model import Source
+    from xaicompile.passes.control import Body
 
 Dim = int | str | None
 Shape = tuple[Dim, ...]
@@ -130,7 +131,10 @@ class View:
         x: Inputs; None where an optional input is left out.
         y: Outputs; None where an optional output is left out.
         nodes: Names of the forward nodes that this view reads.
-        captures: Outer tensors that subgraphs of the node read.
+        captures: Outer tensors that subgraphs of the node read. Those of If, Loop and Scan are inputs of the view, the
+            last ones, since messages pass through them.
+        captured: The names by which those subgraphs know the captured inputs.
+        bodies: The subgraphs read as programs of their own, once the node is known to be explained.
     """
 
     op: str
@@ -142,6 +146,13 @@ class View:
     since: int = 18
     nodes: tuple[str, ...] = ()
     captures: tuple[Tensor, ...] = ()
+    captured: tuple[str, ...] = ()
+    bodies: tuple[Body, ...] = ()
+
+    @property
+    def own(self) -> int:
+        """How many of the inputs are the node's own, not captured."""
+        return len(self.x) - len(self.captured)
 
     def attr(self, key: str, default: Any = None) -> Any:
         """The attribute's value, else `default`, else the default that the op's schema states."""
@@ -159,8 +170,7 @@ class View:
 
     def varied(self, **changes: Any) -> View:
         """A copy with other inputs, outputs or attributes, for rules: it is in no graph."""
-        kept = {k: getattr(self, k) for k in ("op", "x", "y", "attrs", "name", "domain", "since", "nodes", "captures")}
-        return View(**{**kept, **changes})
+        return replace(self, **changes)
 
     def out(self, i: int = 0) -> Tensor:
         """Output `i`, which must be there."""
@@ -239,19 +249,51 @@ class Program:
 
 def captured_names(node: onnx.NodeProto) -> list[str]:
     """Outer names that the node's subgraphs read, at any depth, each once."""
+    return list(dict.fromkeys(name for graph in subgraphs(node) for name in captured_in(graph)))
+
+
+def captured_in(graph: onnx.GraphProto) -> list[str]:
+    """Names that a subgraph reads from the graphs around it, each once."""
     found: dict[str, None] = {}
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-            inner = {i.name for i in graph.input} | {i.name for i in graph.initializer}
-            for child in graph.node:
-                for name in (*child.input, *captured_names(child)):
-                    if name and name not in inner:
-                        found[name] = None
-                inner.update(child.output)
-            for output in graph.output:
-                if output.name not in inner:
-                    found[output.name] = None
+    inner = {i.name for i in graph.input} | {i.name for i in graph.initializer}
+    for child in graph.node:
+        for name in (*child.input, *captured_names(child)):
+            if name and name not in inner:
+                found[name] = None
+        inner.update(child.output)
+    found |= {output.name: None for output in graph.output if output.name not in inner}
     return list(found)
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs among a node's attributes."""
+    return [g for a in node.attribute for g in (*a.graphs, *([a.g] if a.HasField("g") else ()))]
+
+
+def names_in(graph: onnx.GraphProto) -> set[str]:
+    """Every name of nodes and values in a graph and its subgraphs."""
+    found = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
+    for node in graph.node:
+        found.update((node.name, *node.input, *node.output))
+        for inner in subgraphs(node):
+            found |= names_in(inner)
+    return found
+
+
+def reads(node: gs.Node) -> list[str]:
+    """Names that a node of the graph library reads, by its subgraphs too."""
+    inside = [v for v in node.attrs.values() if isinstance(v, onnx.GraphProto)]
+    return [x.name for x in node.inputs] + [name for graph in inside for name in captured_in(graph)]
+
+
+def live(nodes: Sequence[gs.Node], wanted: set[str]) -> list[gs.Node]:
+    """The nodes that the wanted tensors need, in the order given; `wanted` grows by all that they read."""
+    kept = []
+    for node in reversed(nodes):
+        if any(y.name in wanted for y in node.outputs):
+            kept.append(node)
+            wanted.update(reads(node))
+    return kept[::-1]
 
 
 def sorted_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

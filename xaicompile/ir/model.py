@@ -19,16 +19,29 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx import helper, inliner, numpy_helper, version_converter
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from xaicompile.errors import ModelError
 from xaicompile.ir.apart import put_back, set_apart
 from xaicompile.ir.build import SMALL, type_and_shape
 from xaicompile.ir.files import external_files, tensors_of
-from xaicompile.ir.graph import Program, Tensor, View, captured_names, label, schema_of, sorted_nodes
+from xaicompile.ir.graph import (
+    Program,
+    Tensor,
+    View,
+    captured_names,
+    label,
+    live,
+    names_in,
+    reads,
+    schema_of,
+    sorted_nodes,
+)
 from xaicompile.ir.opset import retyped
 
 OPSET_FLOOR = 18
 STANDARD = ("", "ai.onnx")
+CONTROL = ("If", "Loop", "Scan")
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 
@@ -182,9 +195,7 @@ def imported(source: Source, skeleton: onnx.ModelProto) -> Program:
         graph = gs.import_onnx(skeleton)
     except Exception as error:
         raise ModelError(f"the graph can't be read: {first_line(error)}") from error
-    names = set(graph.tensors()) | {n.name for n in skeleton.graph.node}
-    for node in skeleton.graph.node:
-        names.update(captured_names(node))
+    names = set(graph.tensors()) | names_in(skeleton.graph)
     domains = {o.domain or "": o.version for o in skeleton.opset_import}
     program = Program(source, domains.get("", domains.get("ai.onnx", OPSET_FLOOR)), names)
     program.domains = domains
@@ -192,7 +203,7 @@ def imported(source: Source, skeleton: onnx.ModelProto) -> Program:
     weights = {i.name for i in source.model.graph.initializer}
     graph_inputs = {i.name for i in source.model.graph.input}
     types = {v.name: v.type for v in (*skeleton.graph.input, *skeleton.graph.value_info, *skeleton.graph.output)}
-    for name, var in graph.tensors().items():
+    for name, var in {**captured_by(skeleton), **graph.tensors()}.items():
         value, dtype, shape = None, None, None
         if isinstance(var, gs.Constant):
             proto = next_value(var)
@@ -210,6 +221,17 @@ def imported(source: Source, skeleton: onnx.ModelProto) -> Program:
     program.required = [i.name for i in source.model.graph.input if i.name not in weights]
     program.outputs = [program.tensors[o.name] for o in skeleton.graph.output]
     return program
+
+
+def captured_by(skeleton: onnx.ModelProto) -> dict[str, gs.Tensor]:
+    """Initializers and inputs that nothing but subgraphs reads."""
+    names = {name for node in skeleton.graph.node for name in captured_names(node)}
+    held: dict[str, gs.Tensor] = {}
+    held |= {i.name: gs.Variable(i.name) for i in skeleton.graph.input if i.name in names}
+    for i in skeleton.graph.initializer:
+        if i.name in names:
+            held[i.name] = gs.Constant(i.name, LazyValues(i))
+    return held
 
 
 def next_value(var: gs.Constant) -> onnx.TensorProto:
@@ -237,16 +259,20 @@ def view_of(program: Program, node: gs.Node, proto: onnx.NodeProto, index: int) 
 
     domain = "" if proto.domain in STANDARD else proto.domain
     attrs = {k: copy.copy(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
+    attrs |= {a.name: a.g for a in proto.attribute if a.HasField("g")}
+    names = [n for n in captured_names(proto) if n in program.tensors]
+    control = not domain and node.op in CONTROL
     return View(
         op=node.op,
-        x=[tensor(t) for t in node.inputs],
+        x=[tensor(t) for t in node.inputs] + [program.tensors[n] for n in names if control],
         y=[tensor(t) for t in node.outputs],
         attrs=attrs,
         name=proto.name or f"{node.op}_{index}",
         domain=domain,
         since=program.domains.get(domain, program.opset),
         nodes=(proto.name or f"{node.op}_{index}",),
-        captures=tuple(program.tensors[n] for n in captured_names(proto) if n in program.tensors),
+        captures=() if control else tuple(program.tensors[n] for n in names),
+        captured=tuple(names) if control else (),
     )
 
 
@@ -279,6 +305,11 @@ def emit(
         had.update(i.name for i in skeleton.graph.initializer)
     graph.node.extend(part.graph.node)
     graph.initializer.extend(i for i in part.graph.initializer if i.name not in had and i.name not in inputs)
+    had.update(i.name for i in part.graph.initializer)
+    captured = {name for node in nodes for name in reads(node)}
+    for constant in program.builder.constants():
+        if constant.name in captured and constant.name not in had:
+            graph.initializer.append(numpy_helper.from_array(constant.values, constant.name))
     known = {v.name for v in (*graph.value_info, *graph.input, *graph.output)} | had | {o.name for o in outputs}
     forward = set(program.tensors)
     typed = [v for v in part.graph.value_info if v.HasField("type")]
@@ -295,16 +326,6 @@ def emit(
         model.metadata_props.add(key=key, value=value)
     check(model)
     return model
-
-
-def live(nodes: Sequence[gs.Node], wanted: set[str]) -> list[gs.Node]:
-    """The nodes that the wanted tensors need, in the order given."""
-    kept = []
-    for node in reversed(nodes):
-        if any(y.name in wanted for y in node.outputs):
-            kept.append(node)
-            wanted.update(x.name for x in node.inputs)
-    return kept[::-1]
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -21,18 +21,19 @@ from xaicompile.vjp.norm import batch_norm_affine
 AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
 
 
-def run(p: Program, end: str, layers: Sequence[str] = ()) -> bool:
+def run(p: Program, ends: str | Collection[str], layers: Sequence[str] = ()) -> bool:
     """Reads patterns as views and returns whether anything was read.
 
     Args:
-        end: Name of the explained tensor; it stays visible.
+        ends: Name of the explained tensor, or names of a subgraph's outputs; they stay visible.
         layers: Names of tensors whose relevance is wanted. They don't change what is read as one op, since that
             would change the explanation; `p.hidden` says which tensors lie inside a view.
     """
     made_by = {y.name: v.name for v in p.views for y in v.y if y is not None}
-    changed = see_through(p, {end, *layers})
-    changed |= patterns.run(p, {end})
-    changed |= fold_affine(p, {end})
+    kept = {ends} if isinstance(ends, str) else set(ends)
+    changed = see_through(p, {*kept, *layers})
+    changed |= patterns.run(p, kept)
+    changed |= fold_affine(p, kept)
     visible = {y.name for v in p.views for y in v.y if y is not None}
     reads = {node: v for v in p.views for node in v.nodes}
     p.hidden = {t: reads[node] for t, node in made_by.items() if t not in visible and node in reads}

@@ -6,14 +6,15 @@ pass needs it.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
-from onnx import helper, inliner, numpy_helper
+from onnx import helper, inliner
 
 from xaicompile.facts import fold
 from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir.body import constant
 from xaicompile.ir.build import listed
 from xaicompile.ir.graph import schema_of
+from xaicompile.passes import recurrent
 from xaicompile.registry import info
 
 DEPTH = 4  # bodies within bodies
@@ -36,6 +37,8 @@ def run(p: Program) -> bool:
 
 def expanded(p: Program, view: View) -> list[View] | None:
     """The views of a node's body; None if its schema states none, or one with subgraphs."""
+    if not view.domain and view.op in recurrent.CELLS:
+        return recurrent.written_out(p, view)
     schema = schema_of(view.op, view.domain, view.since)
     if schema is None or not (schema.has_function or schema.has_context_dependent_function) or view.domain:
         return None
@@ -61,15 +64,6 @@ def expanded(p: Program, view: View) -> list[View] | None:
             views.append(View(node.op_type, x, list(y), attrs, name, since=p.opset, nodes=view.nodes))
             fold(views[-1])
     return views
-
-
-def constant(node: onnx.NodeProto) -> np.ndarray:
-    """The value of a Constant node."""
-    attribute = node.attribute[0]
-    value = helper.get_attribute_value(attribute)
-    if attribute.name == "value":
-        return np.asarray(numpy_helper.to_array(value))
-    return np.asarray(value, np.float32 if attribute.name.startswith("value_float") else np.int64)
 
 
 def body_of(p: Program, view: View) -> onnx.GraphProto | None:

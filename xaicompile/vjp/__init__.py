@@ -1,5 +1,5 @@
 """Exact transposes, one per op, by family. Importing this package fills the registry."""
 
-from xaicompile.vjp import einsum, elementwise, index, linear, norm, pool, reduce, shape
+from xaicompile.vjp import control, einsum, elementwise, index, linear, norm, pool, reduce, shape
 
-__all__ = ["einsum", "elementwise", "index", "linear", "norm", "pool", "reduce", "shape"]
+__all__ = ["control", "einsum", "elementwise", "index", "linear", "norm", "pool", "reduce", "shape"]
