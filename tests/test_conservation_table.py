@@ -16,7 +16,7 @@ from tests.cases.table import CASES
 from tests.reference_ops import evaluator
 
 TOLERANCE = 1e-9
-SINGLE = {"Attention": 1e-7, "RMSNormalization": 1e-7}  # their function bodies round to float32 on the way
+SINGLE = {"Attention": 1e-7}  # its function body rounds to float32 on the way
 RULES = ["lrp-0", "lrp-epsilon", "lrp-gamma", "gradient-x-input"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tests.cases import Case, case, real, weight
 
 CASES: list[Case] = [
-    case("RMSNormalization", "last axis", real(2, 3, 5), weight(5), opset=23, runtime=False, dynamic=False),
     case("Shrink", "soft", real(2, 3, 4, avoid=[-0.5, 0.5]), lambd=0.5, bias=0.2),
     case("Attention", "with a mask", real(2, 2, 3, 4), real(2, 2, 5, 4), real(2, 2, 5, 4), weight(3, 5), opset=23,
          runtime=False, dynamic=False),

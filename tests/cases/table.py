@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.cases import Case, bodies, elementwise, index, linear, old, pool, reduce, shape
+from tests.cases import Case, bodies, elementwise, index, linear, norms, old, pool, reduce, resize, sample, shape, trig
 
 CASES: list[Case] = [
     *elementwise.CASES,
@@ -13,4 +13,8 @@ CASES: list[Case] = [
     *index.CASES,
     *old.CASES,
     *bodies.CASES,
+    *trig.CASES,
+    *norms.CASES,
+    *resize.CASES,
+    *sample.CASES,
 ]

@@ -38,6 +38,7 @@ from xaicompile.ir.graph import (
     sorted_nodes,
 )
 from xaicompile.ir.opset import retyped
+from xaicompile.ir.types import inferred
 
 OPSET_FLOOR = 18
 STANDARD = ("", "ai.onnx")
@@ -90,7 +91,7 @@ def load(model: ModelLike) -> Program:
         skeleton = inliner.inline_local_functions(skeleton)
     skeleton = raised(skeleton, notes)
     try:
-        skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        skeleton = inferred(skeleton)
     except Exception as error:
         raise ModelError(f"shape inference fails on {named(source)}: {first_line(error)}") from error
     program = imported(source, skeleton)

@@ -1,5 +1,35 @@
 """Exact transposes, one per op, by family. Importing this package fills the registry."""
 
-from xaicompile.vjp import control, einsum, elementwise, index, linear, norm, pool, reduce, shape
+from xaicompile.vjp import (
+    control,
+    einsum,
+    elementwise,
+    index,
+    linear,
+    norm,
+    norms,
+    pool,
+    reduce,
+    regions,
+    resize,
+    sample,
+    shape,
+    trig,
+)
 
-__all__ = ["control", "einsum", "elementwise", "index", "linear", "norm", "pool", "reduce", "shape"]
+__all__ = [
+    "control",
+    "einsum",
+    "elementwise",
+    "index",
+    "linear",
+    "norm",
+    "norms",
+    "pool",
+    "reduce",
+    "regions",
+    "resize",
+    "sample",
+    "shape",
+    "trig",
+]

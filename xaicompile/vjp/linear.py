@@ -150,9 +150,9 @@ def conv(ctx: Context) -> Messages:
     return [into_x, None, into_bias(ctx)][: len(ctx.node.x)]
 
 
-def into_bias(ctx: Context) -> Message:
+def into_bias(ctx: Context, i: int = 2) -> Message:
     """c summed over batch and space, if a bias [M] wants it."""
-    if len(ctx.need) < 3 or not ctx.need[2]:
+    if len(ctx.need) <= i or not ctx.need[i]:
         return None
     return ctx.b.sum_axes(ctx.c, [0, *range(2, ctx.c.rank or 2)])
 
