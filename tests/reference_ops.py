@@ -26,6 +26,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from tests import reference_recurrent as recurrent
 from tests.reference_more import MORE_OPS
 
 _erf = np.vectorize(math.erf, otypes=["d"])
@@ -311,4 +312,4 @@ NEW_OPS: list[type[OpRun]] = [
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """Returns an evaluator of ``model`` that computes in the model's own types, float64 included."""
-    return ReferenceEvaluator(model, new_ops=[*NEW_OPS, *MORE_OPS])
+    return ReferenceEvaluator(model, new_ops=[*NEW_OPS, *MORE_OPS, *recurrent.OPS])

@@ -20,12 +20,12 @@ from xaicompile import registry
 CUDA = """
     Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast CastLike Ceil Clip Concat ConstantOfShape Conv
     ConvTranspose Cos CumSum DepthToSpace Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements
-    GatherND Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish Identity LRN
-    LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mod Mul Neg NonZero Not OneHot
-    Or PRelu Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign
-    Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile TopK
-    Transpose Trilu Unsqueeze Where Xor
+    GatherND Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual HardSigmoid HardSwish Identity If LRN
+    LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop MatMul Max MaxPool Min Mod Mul Neg NonZero Not
+    OneHot Or PRelu Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
+    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round Scan ScatterElements ScatterND Selu Shape
+    Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu
+    Tile TopK Transpose Trilu Unsqueeze Where Xor
 """
 # Without one: each costs a copy to the CPU and back. Mean is Sum / n.
 CPU_ONLY = """
@@ -36,7 +36,13 @@ RULES = ["gradient", "guided-backprop", "lrp-0", "lrp-epsilon", "lrp-gamma", "w-
 
 
 def new_nodes(made: onnx.ModelProto, model: onnx.ModelProto) -> set[str]:
-    return {node.op_type for node in made.graph.node[len(model.graph.node) :]}
+    return {op for node in made.graph.node[len(model.graph.node) :] for op in ops_of(node)}
+
+
+def ops_of(node: onnx.NodeProto) -> set[str]:
+    """A node's operator and those in its subgraphs."""
+    inner = [child for a in node.attribute if a.HasField("g") for child in a.g.node]
+    return {node.op_type}.union(*(ops_of(child) for child in inner))
 
 
 @functools.cache

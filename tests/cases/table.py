@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from tests.cases import Case, bodies, elementwise, index, linear, norms, old, pool, reduce, resize, sample, shape, trig
+from tests.cases import (
+    Case,
+    bodies,
+    elementwise,
+    index,
+    linear,
+    norms,
+    old,
+    pool,
+    recurrent,
+    reduce,
+    resize,
+    sample,
+    shape,
+    trig,
+)
 
 CASES: list[Case] = [
     *elementwise.CASES,
@@ -17,4 +32,5 @@ CASES: list[Case] = [
     *norms.CASES,
     *resize.CASES,
     *sample.CASES,
+    *recurrent.CASES,
 ]

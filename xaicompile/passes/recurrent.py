@@ -266,7 +266,10 @@ def activations(view: View) -> list[list[tuple[Function, Function]]]:
 
 
 def pair(name: str, row: Activation, alpha: float, beta: float) -> tuple[Function, Function]:
-    """f and 1 - f; of a sigmoid that is f(-x), a gate itself, through which LRP passes nothing."""
+    """f and 1 - f; of a sigmoid that is f(-x), a gate itself, through which LRP passes nothing.
+
+    Of a hard sigmoid it is so to the accuracy of attributes, which are float32.
+    """
 
     def f(x: Tensor) -> Tensor:
         return row.make(x.builder, x, alpha, beta)
