@@ -1,7 +1,8 @@
 """Float64 LSTM, GRU, RNN and Scan for the tests, sample by sample and step by step as the standard puts it.
 
 What is missing in onnx 1.23's own evaluator: the recurrent operators take neither two directions, sequence lengths,
-bounds, ``input_forget`` nor any activations but the default ones; ``Scan`` takes neither axes nor directions.
+bounds, ``input_forget`` nor any activations but the default ones; ``Scan`` takes neither axes nor directions; ``Loop``
+takes a condition that is left out for a false one.
 """
 
 from __future__ import annotations
@@ -156,4 +157,21 @@ class Scan(OpRun):
         return tuple(np.asarray(v) for v in (*states, *made))
 
 
-OPS: list[type[OpRun]] = [LSTM, GRU, RNN, Scan]
+class Loop(OpRun):
+    def need_context(self) -> bool:
+        return True
+
+    def _run(self, count, condition, *states, context=None, body=None, attributes=None, bindings=None):  # type: ignore[no-untyped-def]
+        names, outputs = self.body.input_names, len(self.body.output_names) - 1 - len(states)
+        kept: list[list[Array]] = [[] for _ in range(outputs)]
+        step, on = 0, True if condition is None else bool(condition)
+        while on and (count is None or step < int(count)):
+            given = [np.asarray(step, np.int64), np.asarray(True), *states]
+            found = self._run_body(dict(context or {}) | dict(zip(names, given, strict=True)), bindings=bindings)
+            on, states, step = bool(found[0]), tuple(found[1 : 1 + len(states)]), step + 1
+            for into, value in zip(kept, found[1 + len(states) :], strict=True):
+                into.append(value)
+        return tuple(np.asarray(v) for v in (*states, *(np.stack(v) if v else np.zeros((0,) * 3) for v in kept)))
+
+
+OPS: list[type[OpRun]] = [LSTM, GRU, RNN, Loop, Scan]

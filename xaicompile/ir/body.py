@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 from xaicompile.errors import UnsupportedError
-from xaicompile.ir.build import Builder, listed, merged, type_and_shape
+from xaicompile.ir.build import Builder, listed, type_and_shape
 from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, captured_in, captured_names, live, subgraphs
 
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -230,6 +230,3 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
         node.input[:] = [names.get(n, n) for n in node.input]
         for inner in subgraphs(node):
             rename(inner, names)
-
-
-__all__ = ["BodyBuilder", "Type", "common", "control", "described", "inlined", "merged", "renamed", "stacked"]

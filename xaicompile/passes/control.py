@@ -16,8 +16,8 @@ from xaicompile.backward import Picked
 from xaicompile.errors import UnsupportedError
 from xaicompile.facts import Facts, find_constants
 from xaicompile.ir import Program, Tensor, View
-from xaicompile.ir.body import BodyBuilder, inlined, merged
-from xaicompile.ir.build import type_and_shape
+from xaicompile.ir.body import BodyBuilder, common, inlined
+from xaicompile.ir.build import merged, type_and_shape
 from xaicompile.ir.model import CONTROL
 from xaicompile.passes import canonical, expand
 from xaicompile.registry import stops
@@ -61,6 +61,9 @@ def is_control(view: View) -> bool:
 def take_branches(p: Program) -> bool:
     """Replaces every If whose condition is known by the nodes of the branch that is taken."""
     changed, again = False, True
+    for view in p.views:
+        if is_control(view) and view.op == "Loop":
+            know_states(view)
     while again:
         views: list[View] = []
         for view in p.views:
@@ -70,6 +73,13 @@ def take_branches(p: Program) -> bool:
         if again:
             find_constants(p)
     return changed
+
+
+def know_states(view: View) -> None:
+    """Gives the final states of a Loop, of which shape inference says nothing, what start and body agree on."""
+    for start, end, y in zip(view.x[2 : view.own], view.attrs["body"].output[1:], view.y, strict=False):
+        if start is not None and y is not None and y.shape is None:
+            y.shape = common(start.shape, type_and_shape(end.type)[1])
 
 
 def taken(p: Program, view: View) -> list[View] | None:
@@ -191,11 +201,19 @@ def inner_facts(
         path |= late
     found.explained = facts.explained & path
     for s, e in zip(inputs[first : first + states], ends, strict=False):
-        if s.name in path and (s.rank != e.rank or (s.static and e.static and s.static != e.static)):
+        if s.name in path and changes_shape(s, e):
             raise UnsupportedError(
                 f"{view}: state {s!r} becomes {e!r}: no gradient where the shape changes from step to step"
             )
     return found
+
+
+def changes_shape(before: Tensor, after: Tensor) -> bool:
+    """True if two shapes can't be the same."""
+    if before.shape is None or after.shape is None:
+        return False
+    pairs = zip(before.shape, after.shape, strict=False)
+    return before.rank != after.rank or any(isinstance(i, int) and isinstance(j, int) and i != j for i, j in pairs)
 
 
 def on_the_way(p: Program, facts: Facts, ends: Sequence[Tensor]) -> list[View]:

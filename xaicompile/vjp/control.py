@@ -101,9 +101,9 @@ class Back:
     per_step: list[tuple[Tensor, int, int]] = field(default_factory=list)
     scanned: list[tuple[Tensor, Tensor, int, int]] = field(default_factory=list)
 
-    def state(self, start: Tensor, stem: str) -> Tensor:
+    def state(self, start: Tensor, stem: str, like: Tensor) -> Tensor:
         """One more value handed from step to step."""
-        t = self.body.builder.input(stem, start.dtype, start.shape)
+        t = self.body.builder.input(stem, like.dtype, like.shape)
         self.states.append((start, t))
         return t
 
@@ -139,7 +139,7 @@ def steps(ctx: Context) -> Messages:
         c = ctx.g[k]
         if k in carried:
             start = c if c is not None else b.zeros_like(node.inp(first + k))
-            given.append((ends[k], back.state(start, "cotangent")))
+            given.append((ends[k], back.state(start, "cotangent", before[k])))
         elif c is not None:
             ctx.absorb(lambda k=k, c=c: ctx.share(node.out(k), c))  # type: ignore[misc]
     for j, end in enumerate(ends[count:]):
@@ -152,7 +152,7 @@ def steps(ctx: Context) -> Messages:
             elif kept is not None:
                 kept.setdefault(node.name, []).append(replace(ctx, b=inner, facts=body.facts).share(end, step))
     wanted, scans = captures(ctx), range(first + count, node.own)
-    summed = [back.state(b.zeros_like(node.inp(i)), "sum") for i in wanted]
+    summed = [back.state(b.zeros_like(node.inp(i)), "sum", node.inp(i)) for i in wanted]
     reached = [body.inputs[i] for i in scans if ctx.need[i]]
     names = [before[k].name for k in carried] + [t.name for t in reached] + [node.inp(i).name for i in wanted]
     given = [(y, c) for y, c in given if body.facts.on_path(y)]
