@@ -9,6 +9,7 @@ Nothing here imports xaicompile. Beside the golden map it keeps what the usual w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def main() -> None:
     """Computes and saves the golden numbers, and prints the comparison."""
     x, target = zoo.sample(NAME, BATCH), references.targets(NAME, BATCH)
     path = zoo.export(NAME, "legacy")
-    saved = {"x": x.numpy(), "target": target.numpy()}
+    saved: dict[str, Any] = {"x": x.numpy(), "target": target.numpy()}
     for rule in RULES:
         native = references.zennit_map(NAME, BATCH, rule)
         around = references.workaround_map(path, x, target, rule)

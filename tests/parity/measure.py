@@ -49,7 +49,7 @@ def source(name: str, exporter: str, dtype: torch.dtype) -> onnx.ModelProto:
     return onnx.load(zoo.export(name, exporter, dtype))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def emitted(name: str, exporter: str, dtype: torch.dtype, rule: str, ledger: bool = False) -> onnx.ModelProto:
     """The compiled model."""
     return xaicompile.compile(source(name, exporter, dtype), ledger=ledger, **rule_options(rule))
@@ -68,13 +68,13 @@ def run_ort(runtime: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) 
     return dict(zip(names, runtime.run(names, dict(inputs)), strict=True))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def source_session(name: str, exporter: str) -> onnxruntime.InferenceSession:
     """The exported model in ONNX Runtime."""
     return session(source(name, exporter, torch.float32))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def emitted_session(name: str, exporter: str, rule: str, ledger: bool) -> onnxruntime.InferenceSession:
     """The compiled model in ONNX Runtime."""
     return session(emitted(name, exporter, torch.float32, rule, ledger))

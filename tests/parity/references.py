@@ -48,7 +48,7 @@ class _Float32Slope(nn.Module):
         return (x * float(np.float32(1 / 6)) + 0.5).clamp(0, 1)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def model(name: str, dtype: torch.dtype) -> nn.Module:
     """The zoo's model as the exporters write it: hard sigmoids with a float32 slope."""
     network = zoo.build(name, dtype)

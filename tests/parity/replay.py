@@ -63,7 +63,7 @@ def replay(
     return {name: values[name] for name in wanted}
 
 
-def _on_side(op_type: str, x: Sequence[Any], a: Attributes, side: Tensor) -> Tensor:
+def _on_side(op_type: str, x: Sequence[Any], a: Attributes, side: Tensor) -> Any:
     """A piecewise linear op on the given side of its kinks."""
     if op_type == "MaxPool":
         return x[0].flatten()[side]

@@ -40,7 +40,7 @@ def _elementwise(name: str, function: Callable[..., Any]) -> None:
     OPS[name] = lambda a, x: function(*x)
 
 
-for _name, _function in {
+_SIMPLE: dict[str, Callable[..., Any]] = {
     "Identity": lambda x: x,
     "Relu": torch.relu,
     "Sigmoid": torch.sigmoid,
@@ -67,7 +67,7 @@ for _name, _function in {
     "MatMul": torch.matmul,
     "Pow": torch.pow,
     "PRelu": lambda x, slope: torch.where(x < 0, x * slope, x),
-    "Where": torch.where,
+    "Where": lambda condition, x, y: torch.where(condition, x, y),
     "Equal": torch.eq,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
@@ -80,11 +80,12 @@ for _name, _function in {
     "IsNaN": torch.isnan,
     "Size": lambda x: torch.tensor(x.numel()),
     "Reshape": lambda x, shape: x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(shape.tolist())]),
-    "Expand": lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, shape.tolist())),
+    "Expand": lambda x, shape: x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape.tolist()))),
     "Tile": lambda x, repeats: x.repeat(repeats.tolist()),
     "Range": lambda start, limit, delta: torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype),
     "NonZero": lambda x: torch.nonzero(x).T.contiguous(),
-}.items():
+}
+for _name, _function in _SIMPLE.items():
     _elementwise(_name, _function)
 
 OPS["Sum"] = lambda a, x: sum(x[1:], x[0])
@@ -122,18 +123,18 @@ def _constant(a: Attributes) -> Tensor:
 
 
 @op("Div")
-def _div(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _div(a: Attributes, x: Sequence[Any]) -> Any:
     return x[0] / x[1] if x[0].is_floating_point() else torch.div(x[0], x[1], rounding_mode="trunc")
 
 
 @op("Clip")
-def _clip(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _clip(a: Attributes, x: Sequence[Any]) -> Any:
     low, high = (*x[1:], None, None)[:2]
     return x[0].clamp(low, high)
 
 
 @op("Gemm")
-def _gemm(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _gemm(a: Attributes, x: Sequence[Any]) -> Any:
     left = x[0].T if a.get("transA") else x[0]
     right = x[1].T if a.get("transB") else x[1]
     y = a.get("alpha", 1.0) * (left @ right)
@@ -167,7 +168,7 @@ def _window(a: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int],
 
 
 @op("Conv")
-def _conv(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _conv(a: Attributes, x: Sequence[Any]) -> Any:
     n = x[0].dim() - 2
     strides, dilations, pads = _window(a, x[0], x[1].shape[2:])
     bias = x[2] if len(x) > 2 else None
@@ -178,7 +179,7 @@ def _conv(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("ConvTranspose")
-def _conv_transpose(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _conv_transpose(a: Attributes, x: Sequence[Any]) -> Any:
     n = x[0].dim() - 2
     if "output_shape" in a or a.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise NotImplementedError("ConvTranspose with output_shape or auto_pad")
@@ -191,7 +192,7 @@ def _conv_transpose(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("MaxPool")
-def _max_pool(a: Attributes, x: Sequence[Any]) -> tuple[Tensor, ...]:
+def _max_pool(a: Attributes, x: Sequence[Any]) -> Any:
     kernel = list(a["kernel_shape"])
     n, size = len(kernel), x[0].shape[2:]
     strides, dilations, pads = _window(a, x[0], kernel)
@@ -208,7 +209,7 @@ def _max_pool(a: Attributes, x: Sequence[Any]) -> tuple[Tensor, ...]:
 
 
 @op("AveragePool")
-def _average_pool(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _average_pool(a: Attributes, x: Sequence[Any]) -> Any:
     kernel = list(a["kernel_shape"])
     strides, _, pads = _window(a, x[0], kernel)
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
@@ -220,13 +221,13 @@ def _average_pool(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("BatchNormalization")
-def _batch_norm(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _batch_norm(a: Attributes, x: Sequence[Any]) -> Any:
     data, scale, bias, mean, variance = x[:5]
     return F.batch_norm(data, mean, variance, scale, bias, eps=a.get("epsilon", 1e-5))
 
 
 @op("LayerNormalization")
-def _layer_norm(a: Attributes, x: Sequence[Any]) -> tuple[Tensor, ...]:
+def _layer_norm(a: Attributes, x: Sequence[Any]) -> Any:
     axis = a.get("axis", -1) % x[0].dim()
     axes = tuple(range(axis, x[0].dim()))
     mean = x[0].mean(axes, keepdim=True)
@@ -245,7 +246,7 @@ def _axes(a: Attributes, x: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _reduction(name: str, function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> None:
-    def run(a: Attributes, x: Sequence[Any]) -> Tensor:
+    def run(a: Attributes, x: Sequence[Any]) -> Any:
         axes = _axes(a, x)
         return function(x[0], axes, bool(a.get("keepdims", 1))) if axes else x[0]
 
@@ -263,19 +264,19 @@ _reduction("ReduceSumSquare", lambda x, axes, keep: x.square().sum(axes, keep))
 
 
 @op("Flatten")
-def _flatten(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _flatten(a: Attributes, x: Sequence[Any]) -> Any:
     axis = a.get("axis", 1) % (x[0].dim() + 1)
     return x[0].reshape(math.prod(x[0].shape[:axis]), -1)
 
 
 @op("Squeeze")
-def _squeeze(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _squeeze(a: Attributes, x: Sequence[Any]) -> Any:
     axes = tuple(x[1].tolist()) if len(x) > 1 else a.get("axes")
     return x[0].squeeze() if axes is None else x[0].squeeze(tuple(axes))
 
 
 @op("Unsqueeze")
-def _unsqueeze(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _unsqueeze(a: Attributes, x: Sequence[Any]) -> Any:
     axes = x[1].reshape(-1).tolist() if len(x) > 1 else a["axes"]
     rank = x[0].dim() + len(axes)
     y = x[0]
@@ -285,7 +286,7 @@ def _unsqueeze(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("Split")
-def _split(a: Attributes, x: Sequence[Any]) -> tuple[Tensor, ...]:
+def _split(a: Attributes, x: Sequence[Any]) -> Any:
     axis = a.get("axis", 0)
     if len(x) > 1 and x[1] is not None:
         return torch.split(x[0], x[1].tolist(), axis)
@@ -293,7 +294,7 @@ def _split(a: Attributes, x: Sequence[Any]) -> tuple[Tensor, ...]:
 
 
 @op("Slice")
-def _slice(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _slice(a: Attributes, x: Sequence[Any]) -> Any:
     starts, ends = x[1].tolist(), x[2].tolist()
     axes = x[3].tolist() if len(x) > 3 and x[3] is not None else range(len(starts))
     steps = x[4].tolist() if len(x) > 4 else [1] * len(starts)
@@ -307,7 +308,7 @@ def _slice(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("Pad")
-def _pad_op(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _pad_op(a: Attributes, x: Sequence[Any]) -> Any:
     mode = a.get("mode", b"constant").decode()
     rank = x[0].dim()
     axes = [i % rank for i in x[3].tolist()] if len(x) > 3 else list(range(rank))
@@ -324,7 +325,7 @@ def _pad_op(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("Gather")
-def _gather(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _gather(a: Attributes, x: Sequence[Any]) -> Any:
     axis = a.get("axis", 0) % x[0].dim()
     index = x[1] % x[0].shape[axis]
     picked = x[0].index_select(axis, index.reshape(-1))
@@ -332,13 +333,13 @@ def _gather(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("GatherElements")
-def _gather_elements(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _gather_elements(a: Attributes, x: Sequence[Any]) -> Any:
     axis = a.get("axis", 0)
     return torch.gather(x[0], axis, x[1] % x[0].shape[axis])
 
 
 @op("ScatterElements")
-def _scatter_elements(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _scatter_elements(a: Attributes, x: Sequence[Any]) -> Any:
     axis, index = a.get("axis", 0), x[1] % x[0].shape[a.get("axis", 0)]
     if a.get("reduction", b"none") == b"add":
         return x[0].scatter_add(axis, index, x[2])
@@ -346,19 +347,19 @@ def _scatter_elements(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("GatherND")
-def _gather_nd(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _gather_nd(a: Attributes, x: Sequence[Any]) -> Any:
     if a.get("batch_dims"):
         raise NotImplementedError("GatherND with batch_dims")
     return x[0][tuple(x[1].unbind(-1))]
 
 
 @op("ScatterND")
-def _scatter_nd(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _scatter_nd(a: Attributes, x: Sequence[Any]) -> Any:
     return x[0].index_put(tuple(x[1].unbind(-1)), x[2], accumulate=a.get("reduction", b"none") == b"add")
 
 
 @op("OneHot")
-def _one_hot(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _one_hot(a: Attributes, x: Sequence[Any]) -> Any:
     depth, rank = int(x[1].item()), x[0].dim() + 1
     axis = a.get("axis", -1) % rank
     classes = torch.arange(depth).reshape([depth if i == axis else 1 for i in range(rank)])
@@ -367,19 +368,19 @@ def _one_hot(a: Attributes, x: Sequence[Any]) -> Tensor:
 
 
 @op("ArgMax")
-def _arg_max(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _arg_max(a: Attributes, x: Sequence[Any]) -> Any:
     return x[0].argmax(a.get("axis", 0), keepdim=bool(a.get("keepdims", 1)))
 
 
 @op("CumSum")
-def _cum_sum(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _cum_sum(a: Attributes, x: Sequence[Any]) -> Any:
     if a.get("exclusive") or a.get("reverse"):
         raise NotImplementedError("CumSum exclusive or reverse")
     return x[0].cumsum(x[1].item())
 
 
 @op("DepthToSpace")
-def _depth_to_space(a: Attributes, x: Sequence[Any]) -> Tensor:
+def _depth_to_space(a: Attributes, x: Sequence[Any]) -> Any:
     n, c, h, w = x[0].shape
     b = a["blocksize"]
     if a.get("mode", b"DCR") == b"CRD":

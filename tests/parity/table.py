@@ -1,13 +1,15 @@
 """Prints the parity table as Markdown and writes it to TABLE.md beside this file.
 
-    python -m tests.parity.table [MODEL ...]
+    python -m tests.parity.table [--resume] [MODEL ...]
 
-All models take half an hour on two cores, and 5 GB for the exported files (XAICOMPILE_ZOO names the folder).
+All models take half an hour on two cores, 12 GB of memory for the vggs and 6 GB for the exported files
+(XAICOMPILE_ZOO names the folder). Rows are kept there as they come; --resume goes on from them.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,8 +18,10 @@ import numpy as np
 import torch
 
 from . import golden, kinks, measure, references, zoo
+from .selection import BIG
 
 FILE = Path(__file__).parent / "TABLE.md"
+ROWS = zoo.cache_dir() / "table.json"
 BATCH = 3
 PRECISIONS = ("f64", "f32", "zennit f32")
 INTRODUCTION = f"""# Parity with torch, zennit and captum
@@ -68,15 +72,19 @@ def show(value: float, bound: float) -> str:
     return text if value <= bound else f"**{text}**"
 
 
-def each(names: Iterable[str], report: Callable[[str, str], Row]) -> list[Row]:
-    """One row per model and exporter."""
-    rows = []
-    for name in names:
+def each(names: Iterable[str], report: Callable[[str, str], Row], earlier: dict[str, Row]) -> list[Row]:
+    """One row per model and exporter, the small models first, kept in a file as they come."""
+    for name in sorted(names, key=lambda n: n in BIG):
         for exporter in zoo.EXPORTERS:
-            rows.append([name, exporter, *report(name, exporter)])
-            print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
-            gc.collect()
-    return rows
+            key = f"{report.__name__} {name} {exporter}"
+            if key not in earlier:
+                earlier[key] = [name, exporter, *report(name, exporter)]
+                print(" | ".join(earlier[key]), file=sys.stderr, flush=True)
+                ROWS.write_text(json.dumps(earlier), encoding="utf-8")
+                for cached in (measure.emitted_session, measure.source_session, measure.emitted, measure.source):
+                    cached.cache_clear()
+                gc.collect()
+    return [earlier[f"{report.__name__} {name} {exporter}"] for name in names for exporter in zoo.EXPORTERS]
 
 
 def markdown(header: Row, rows: Iterable[Row]) -> str:
@@ -164,24 +172,28 @@ def headline() -> str:
     )
 
 
-def main(names: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measures the named models, by default all, and writes the table if it is whole."""
+    names = [a for a in arguments if a != "--resume"]
+    rows: dict[str, Row] = json.loads(ROWS.read_text()) if "--resume" in arguments and ROWS.exists() else {}
     torch.set_num_threads(1)
     chosen = names or list(zoo.ZOO)
     gradient = ["gradient f64", "torch f32", "gradient f32", "flips", "f32, same side", "bound"]
     others = ["guided f64", "guided f32", "deconvnet f64", "deconvnet f32", "prediction"]
     closures = [f"{rule} {what}" for rule in measure.LRP_RULES for what in ("f64", "f32", "prediction")]
     zennit = [f"{rule.removeprefix('zennit-')} {what}" for rule in measure.ZENNIT_RULES for what in PRECISIONS]
+    compared = [n for n in measure.ZENNIT_MODELS if n in chosen]
     text = "\n".join(
         [
             INTRODUCTION,
             GRADIENTS,
-            markdown(["model", "exporter", *gradient, *others], each(chosen, gradients)),
+            markdown(["model", "exporter", *gradient, *others], each(chosen, gradients, rows)),
             BOOKS,
-            markdown(["model", "exporter", *closures, "lrp-0 = gradient-x-input"], each(chosen, books)),
+            markdown(["model", "exporter", *closures, "lrp-0 = gradient-x-input"], each(chosen, books, rows)),
             ZENNIT,
             markdown(
-                ["model", "exporter", *zennit], each([n for n in measure.ZENNIT_MODELS if n in chosen], against_zennit)
+                ["model", "exporter", *zennit],
+                each(compared, against_zennit, rows),
             ),
             HEADLINE,
             headline(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -63,11 +65,11 @@ def test_books_layer_by_layer(name: str, exporter: str, rule: str) -> None:
     assert matched == len(books.absorbed)
 
 
-def _initializer(model: onnx.ModelProto, name: str) -> np.ndarray:
+def _initializer(model: onnx.ModelProto, name: str) -> Any:
     return numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == name))
 
 
-def _absorbed(books: layer_lrp.Books, weight: np.ndarray) -> np.ndarray:
+def _absorbed(books: layer_lrp.Books, weight: Any) -> Any:
     """What the layer with this folded weight absorbed."""
     for own, absorbed in books.absorbed:
         if own.shape == weight.shape and np.allclose(own.numpy(), weight, rtol=1e-10, atol=1e-12):
@@ -79,7 +81,8 @@ def _absorbed(books: layer_lrp.Books, weight: np.ndarray) -> np.ndarray:
 @pytest.mark.parity
 def test_a_wrong_sign_opens_the_books(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger is kept node by node, not taken as the difference: a sign wrong at one node shows."""
-    right, faulted = registry.RULES[rule], []
+    right = registry.RULES[rule]
+    faulted: list[str] = []
 
     def wrong(ctx: registry.Context) -> registry.Messages:
         messages = right(ctx)

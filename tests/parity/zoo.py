@@ -129,7 +129,7 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     model: nn.Module = torchvision.models.get_model(name, weights=None, **extra).eval()
     for module in model.modules():
         if hasattr(module, "inplace"):  # hooks and in-place activations do not go together
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010
     randomise(model, ZOO[name].size, seed=1 + list(ZOO).index(name))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
