@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 from xaicompile import relevance, vjp
 from xaicompile.ir.graph import schema_of
+from xaicompile.ir.model import CONTROL
+from xaicompile.passes.recurrent import CELLS
 from xaicompile.registry import RELEVANCE, OpInfo, operators
 
 __all__ = ["Row", "markdown", "relevance", "rows", "vjp"]
@@ -21,6 +23,7 @@ LRP = {
     "zero": "carries nothing",
     "gradient": "the transpose; the difference is absorbed",
     "body": "through the function body of its schema",
+    "inside": "node by node inside subgraphs and steps",
 }
 
 
@@ -47,6 +50,7 @@ def rows() -> list[Row]:
         Row(r.domain, r.op, r.since, "zero" if r.zero else "exact", lrp_of(r)) for r in operators() if r.vjp is not None
     ]
     known = {(r.domain, r.op) for r in found}
+    found += [Row("", op, 1, "exact", "inside") for op in CELLS]
     found += [Row("", op, since, "body", "body") for op, since in with_body() if ("", op) not in known]
     return sorted(found, key=lambda r: (r.domain, r.op, r.since))
 
@@ -70,6 +74,8 @@ def lrp_of(row: OpInfo) -> str:
         return "zero"
     if row.linear is not None:
         return "linear"
+    if row.op in CONTROL and not row.domain:
+        return "inside"
     if row.op in RELEVANCE and not row.domain:
         return "own"
     if row.layout:
