@@ -108,6 +108,19 @@ class DeformConv(OpRun):
         return ((y if b is None else y + b.reshape(-1, 1, 1)).astype(x.dtype),)
 
 
+class MaxUnpool(OpRun):
+    """The indices are those of the output, as ONNX Runtime has it, also where its shape is given."""
+
+    def _run(self, x, indices, shape=None, kernel_shape=None, pads=None, strides=None):  # type: ignore[no-untyped-def]
+        if shape is None:
+            pads, strides, n = pads or [0] * 2 * len(kernel_shape), strides or [1] * len(kernel_shape), x.ndim - 2
+            spatial = [(x.shape[2 + i] - 1) * strides[i] + kernel_shape[i] - pads[i] - pads[n + i] for i in range(n)]
+            shape = [*x.shape[:2], *spatial]
+        y = np.zeros(int(np.prod(shape)), x.dtype)
+        y[indices.reshape(-1)] = x.reshape(-1)
+        return (y.reshape(shape),)
+
+
 MORE_OPS: list[type[OpRun]] = [
     AffineGrid,
     DeformConv,
@@ -115,4 +128,5 @@ MORE_OPS: list[type[OpRun]] = [
     GroupNormalization,
     MeanVarianceNormalization,
     GridSample,
+    MaxUnpool,
 ]

@@ -277,9 +277,16 @@ class LogSoftmax(Softmax):
 
 
 class BatchNormalization(OpRun):
-    def _run(self, x, scale, bias, mean, var, epsilon=None, **_):  # type: ignore[no-untyped-def]
+    def _run(  # type: ignore[no-untyped-def]
+        self, x, scale, bias, mean, var, epsilon=None, momentum=None, training_mode=None, **_
+    ):  # fmt: skip
+        running = ()
+        if training_mode:
+            over = (0, *range(2, x.ndim))
+            old, (mean, var) = (mean, var), (x.mean(axis=over), x.var(axis=over))
+            running = tuple(o * momentum + v * (1 - momentum) for o, v in zip(old, (mean, var), strict=True))
         each = [v.reshape(-1, *[1] * (x.ndim - 2)) for v in (scale, bias, mean, var)]
-        return (((x - each[2]) / np.sqrt(each[3] + epsilon) * each[0] + each[1]).astype(x.dtype),)
+        return (((x - each[2]) / np.sqrt(each[3] + epsilon) * each[0] + each[1]).astype(x.dtype), *running)
 
 
 class Mean(OpRun):

@@ -206,6 +206,17 @@ def test_tiles_known_at_run_time() -> None:
     )
 
 
+def test_the_statistics_of_a_layer_norm() -> None:
+    """Its mean and 1/sd are outputs that stay float32 whatever the data is."""
+    text = """(double[2,3] x) => (double[2,1] s) <double[3] w = {1, 2, 3}>
+        { y, mean, inverse = LayerNormalization <epsilon=0.1> (x, w)  a = CastLike (mean, x)  b = CastLike (inverse, x)
+          s = Mul (a, b) }"""
+    x = doubles([[1, 2, 4], [0.5, -1, 3]])
+    mean, centred = x.mean(1, keepdims=True), x - x.mean(1, keepdims=True)
+    inverse = 1 / np.sqrt((centred**2).mean(1, keepdims=True) + 0.1)
+    assert np.allclose(gradient_of(text, x)[0], inverse / 3 - mean * inverse**3 * centred / 3, rtol=1e-6)
+
+
 def test_axes_known_at_run_time() -> None:
     text = (
         """(double[n,m] x, int64[k] axes) => (double[?] s) { y = ReduceMean <keepdims=0> (x, axes) s = Mul (y, y) }"""
@@ -222,11 +233,12 @@ def test_unknown_rank_is_one_clear_line() -> None:
         gradient_of(text, np.zeros((2, 3)), np.asarray([3, 2]), order=("x", "shape"))
 
 
-def test_product_of_scatter_is_refused() -> None:
-    text = """(double[3] x, double[1] y) => (double[3] s) <int64[1] i = {0}>
+def test_products_of_scatter_with_zeros_among_the_factors() -> None:
+    text = """(double[3] x, double[4] y) => (double[3] s) <int64[4] i = {0, 1, 0, 2}>
         { s = ScatterElements <reduction="mul"> (x, i, y) }"""
-    with pytest.raises(UnsupportedError, match="no gradient for reduction 'mul'"):
-        gradient_of(text, np.ones(3), np.ones(1))
+    got = gradient_of(text, doubles([0, 2, 3]), doubles([5, 0, 4, 0]))
+    assert np.array_equal(got[0], [20, 0, 0])
+    assert np.array_equal(got[1], [0, 2, 0, 3])
 
 
 @pytest.mark.parametrize("body", ["y = Sqrt(x)", "y = Pow(x, half)", "y = ReduceL2<keepdims=0>(x, last)"])

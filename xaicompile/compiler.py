@@ -237,7 +237,9 @@ def relevance_outputs(
 
 def named(b: ir.Builder, t: Tensor, name: str) -> Tensor:
     """The tensor as an output of a certain name (with a number behind it if the model has that name already)."""
-    out = b.op("Identity", t) if t.name not in b.made or t.name in b.outputs else t
+    out = t if t.name in b.made else b.op("Identity", t)
+    while out.name in b.outputs:  # one tensor under several names
+        out = b.op("Identity", out)
     b.rename(out, b.unique(name))
     return out
 

@@ -8,6 +8,7 @@ from tests.cases import (
     elementwise,
     index,
     linear,
+    moves,
     norms,
     old,
     pool,
@@ -16,6 +17,7 @@ from tests.cases import (
     resize,
     sample,
     shape,
+    transforms,
     trig,
 )
 
@@ -33,4 +35,6 @@ CASES: list[Case] = [
     *resize.CASES,
     *sample.CASES,
     *recurrent.CASES,
+    *moves.CASES,
+    *transforms.CASES,
 ]

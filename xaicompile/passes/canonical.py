@@ -143,7 +143,7 @@ class Folding:
         if view.op == "BatchNormalization":
             if not all(view.inp(i).constant for i in range(1, 5)) or self.channel_axis != 1 - (z.rank or 0):
                 return False
-            if self.channels is None or (view.y[1:] and any(view.y[1:])):
+            if self.channels is None or any(view.y[1:]) or view.attr("training_mode"):
                 return False
             self.multiply(batch_norm_affine(self.b, view)[0])
             self.add(batch_norm_affine(self.b, view)[1])

@@ -111,14 +111,18 @@ def prelu(ctx: Context) -> Messages:
 @relevance("BatchNormalization")
 def batch_norm(ctx: Context) -> Messages:
     """One that no linear op precedes: elementwise s x + t; t is bias."""
+    if ctx.attr("training_mode") or not ctx.need[0]:
+        return as_it_is(ctx)
     _, t = batch_norm_affine(ctx.b, ctx.node)
     ctx.absorb(lambda: ctx.c * per_channel(ctx.b, t, ctx.x))
-    return ctx.vjp()
+    return ctx.only(0, ctx.vjp()[0])
 
 
 @relevance("LayerNormalization")
 def layer_norm(ctx: Context) -> Messages:
     """1/sd is detached: u - mean(u) with u = c w / sd; the bias absorbs its share (spec 7.3)."""
+    if any(g is not None for g in ctx.g[1:]) or ctx.g[0] is None:
+        return as_it_is(ctx)
     axes, _, inverse = layer_norm_parts(ctx)
     u = ctx.c * ctx.node.inp(1) * inverse
     if ctx.node.has(2):

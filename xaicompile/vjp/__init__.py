@@ -6,6 +6,7 @@ from xaicompile.vjp import (
     elementwise,
     index,
     linear,
+    moves,
     norm,
     norms,
     pool,
@@ -14,6 +15,7 @@ from xaicompile.vjp import (
     resize,
     sample,
     shape,
+    transforms,
     trig,
 )
 
@@ -23,6 +25,7 @@ __all__ = [
     "elementwise",
     "index",
     "linear",
+    "moves",
     "norm",
     "norms",
     "pool",
@@ -31,5 +34,6 @@ __all__ = [
     "resize",
     "sample",
     "shape",
+    "transforms",
     "trig",
 ]

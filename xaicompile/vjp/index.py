@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Messages, stop, vjp
 from xaicompile.vjp.shape import positions, rank_of, scatter_add, spread_back
@@ -93,13 +92,28 @@ def scattered(ctx: Context, ops: tuple[str, str], attrs: dict[str, Any]) -> Mess
         if reduction == "none" and ctx.need[0]:
             into_data = b.op(scatter, ctx.c, indices, b.zeros_like(updates), **attrs)
         return [into_data, None, b.op(gather, ctx.c, indices, **attrs) if ctx.need[2] else None]
-    if reduction not in ("max", "min"):
-        raise UnsupportedError(f"{ctx.node}: no gradient for reduction '{reduction}'")
+    if reduction == "mul":
+        return multiplied_in(ctx, ops, attrs)
     kept = b.CastLike(b.Equal(data, ctx.y), ctx.c)
     won = b.CastLike(b.Equal(updates, b.op(gather, ctx.y, indices, **attrs)), ctx.c)
     ties = scatter_add(b, kept, indices, won, **attrs)
     share = ctx.c / b.Max(ties, 1.0)
     return [kept * share, None, won * b.op(gather, share, indices, **attrs) if ctx.need[2] else None]
+
+
+def multiplied_in(ctx: Context, ops: tuple[str, str], attrs: dict[str, Any]) -> Messages:
+    """Each factor gets c times the product of the others at its place, right where some are 0."""
+    b, (data, indices, updates) = ctx.b, (ctx.node.inp(i) for i in range(3))
+    scatter, gather = ops
+    flags = [b.Equal(t, 0.0) for t in (data, updates)]
+    zeros = [b.CastLike(f, data) for f in flags]
+    factors = [ctx.where(f, 1.0, t) for f, t in zip(flags, (data, updates), strict=True)]
+    product = b.op(scatter, factors[0], indices, factors[1], reduction="mul", **attrs)
+    count = scatter_add(b, zeros[0], indices, zeros[1], **attrs)
+    into_data = ctx.c * ctx.where(b.Equal(count, zeros[0]), product / factors[0], 0.0)
+    at = [b.op(gather, t, indices, **attrs) for t in (ctx.c, product, count)]
+    into_updates = at[0] * ctx.where(b.Equal(at[2], zeros[1]), at[1] / factors[1], 0.0)
+    return [into_data, None, into_updates]
 
 
 @vjp("OneHot")

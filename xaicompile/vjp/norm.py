@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from xaicompile.ir import Builder, Tensor, View
-from xaicompile.registry import Context, Messages, stop, vjp
+from xaicompile.registry import Context, Message, Messages, vjp
+from xaicompile.vjp.norms import channels, normalised, of_channels, standardised
 from xaicompile.vjp.shape import rank_of
-
-stop("BatchNormalization", 1, 2, 3, 4)
 
 
 def batch_norm_affine(b: Builder, view: View) -> tuple[Tensor, Tensor]:
@@ -24,9 +23,34 @@ def per_channel(b: Builder, v: Tensor, x: Tensor) -> Tensor:
 
 @vjp("BatchNormalization")
 def batch_norm(ctx: Context) -> Messages:
-    """c s, with s = gamma / sqrt(var + eps)."""
-    s, _ = batch_norm_affine(ctx.b, ctx.node)
-    return ctx.only(0, ctx.c * per_channel(ctx.b, s, ctx.x))
+    """c s, with s = gamma / sqrt(var + eps); the parameters where they are data."""
+    if ctx.attr("training_mode"):
+        return trained(ctx)
+    b, (gamma, _, mean, var) = ctx.b, (ctx.node.inp(i) for i in range(1, 5))
+    s, _ = batch_norm_affine(b, ctx.node)
+    messages: list[Message] = [ctx.c * per_channel(b, s, ctx.x), None, None, None, None]
+    if any(ctx.need[1:]):
+        total = of_channels(ctx, ctx.c)
+        stretched = of_channels(ctx, ctx.c * (ctx.x - per_channel(b, mean, ctx.x)))
+        squares = var + float(ctx.attr("epsilon"))
+        slope = stretched / b.Sqrt(squares)
+        messages[1:] = [slope, total, -(total * s), slope * gamma / squares * -0.5]
+    return messages
+
+
+def trained(ctx: Context) -> Messages:
+    """As in training: the batch's own statistics standardise it, and move the running ones."""
+    b, parts, keep = ctx.b, standardised(ctx), float(ctx.attr("momentum"))
+    g = [*ctx.g, None, None][:3]
+    messages = list(normalised(ctx)) if g[0] is not None else [None] * 3
+    count = b.CastLike(b.Div(b.Size(ctx.x), b.dim(ctx.x, 1)), ctx.x)
+    into_x = [m for m in messages[:1] if isinstance(m, Tensor)]
+    if g[1] is not None:
+        into_x.append(b.expand_like(channels(ctx, g[1] / count * (1 - keep)), ctx.x))
+    if g[2] is not None:
+        into_x.append(parts.centred * channels(ctx, g[2] / count * (2 * (1 - keep))))
+    into_running = [None if c is None else c * keep for c in g[1:]]
+    return [b.add_all(into_x), *messages[1:], *into_running]
 
 
 def layer_norm_parts(ctx: Context) -> tuple[list[int], Tensor, Tensor]:
@@ -45,8 +69,33 @@ def layer_norm(ctx: Context) -> Messages:
     b = ctx.b
     axes, centred, inverse = layer_norm_parts(ctx)
     n = centred * inverse
+    of_statistics = layer_norm_statistics(ctx, n, inverse)
+    if ctx.g[0] is None:
+        return ctx.only(0, of_statistics)
     into_scale = ctx.c * n if ctx.need[1] else None
     into_bias = ctx.c if len(ctx.need) > 2 and ctx.need[2] else None
     u = ctx.c * ctx.node.inp(1)
     into_x = (u - b.mean_axes(u, axes) - n * b.mean_axes(u * n, axes)) * inverse
+    into_x = into_x if of_statistics is None else into_x + of_statistics
     return [into_x, into_scale, into_bias][: len(ctx.node.x)]
+
+
+def layer_norm_statistics(ctx: Context, n: Tensor, inverse: Tensor) -> Tensor | None:
+    """What comes in through the mean and 1/sd, where they are outputs that somebody reads."""
+    b, parts = ctx.b, []
+    into_mean, into_inverse = (None if g is None else like(b, g, ctx.x) for g in [*ctx.g, None, None][1:3])
+    if into_mean is not None:
+        parts.append(b.expand_like(into_mean / elements(ctx, into_mean), ctx.x))
+    if into_inverse is not None:
+        parts.append(-(n * (into_inverse * inverse * inverse / elements(ctx, into_inverse))))
+    return b.add_all(parts) if parts else None
+
+
+def elements(ctx: Context, of_each: Tensor) -> Tensor:
+    """How many elements of the input belong to one of these."""
+    return ctx.b.CastLike(ctx.b.Div(ctx.b.Size(ctx.x), ctx.b.Size(of_each)), ctx.x)
+
+
+def like(b: Builder, t: Tensor, x: Tensor) -> Tensor:
+    """t in the type of x; the statistics have a type of their own."""
+    return t if t.dtype == x.dtype else b.CastLike(t, x)

@@ -59,6 +59,8 @@ def standardised(ctx: Context) -> Standardised:
     if op == "GroupNormalization":
         x, scale = grouped(ctx), channels(ctx, ctx.node.inp(1))
         axes = [2]
+    elif op == "BatchNormalization":  # in training mode
+        axes, scale = [0, *range(2, rank)], channels(ctx, ctx.node.inp(1))
     elif op == "InstanceNormalization":
         axes, scale = list(range(2, rank)), channels(ctx, ctx.node.inp(1))
     elif op == "RMSNormalization":

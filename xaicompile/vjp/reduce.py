@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from xaicompile.ir import Tensor
+from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Messages, stop, vjp
 from xaicompile.vjp.shape import known_ints, positions
 
@@ -113,14 +113,19 @@ def reduce_log_sum(ctx: Context) -> Messages:
 @vjp("ReduceProd")
 def reduce_prod(ctx: Context) -> Messages:
     """c times the product of the others: y/x where no factor is 0; one zero gets the product of the rest."""
-    b, x = ctx.b, ctx.x
+    axes = ctx.node.x[1] if ctx.node.has(1) else None
+    others = others_product(ctx.b, ctx.x, axes, int(ctx.attr("noop_with_empty_axes")))
+    return ctx.only(0, kept(ctx, ctx.c) * others)
+
+
+def others_product(b: Builder, x: Tensor, axes: Tensor | None, noop: int = 0) -> Tensor:
+    """For each element the product of all others along the axes, right where some are 0."""
     is_zero = b.Equal(x, 0.0)
-    factors = ctx.where(is_zero, 1.0, x)
-    axes, attrs = ctx.node.x[1:], {"keepdims": 1, "noop_with_empty_axes": int(ctx.attr("noop_with_empty_axes"))}
-    product = b.ReduceProd(factors, *axes, **attrs)
-    zeros = b.ReduceSum(b.CastLike(is_zero, x), *axes, **attrs)
-    others = zeros - b.CastLike(is_zero, x)
-    return ctx.only(0, kept(ctx, ctx.c) * ctx.where(b.Equal(others, 0.0), product / factors, 0.0))
+    factors = b.where(is_zero, 1.0, x, like=x)
+    product = b.ReduceProd(factors, axes, keepdims=1, noop_with_empty_axes=noop)
+    zeros = b.CastLike(is_zero, x)
+    others = b.ReduceSum(zeros, axes, keepdims=1, noop_with_empty_axes=noop) - zeros
+    return b.where(b.Equal(others, 0.0), product / factors, 0.0, like=x)
 
 
 @vjp("Softmax")

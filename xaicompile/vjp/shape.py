@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -108,8 +109,17 @@ def joined(b: Builder, vectors: Sequence[Tensor]) -> Tensor:
     return vectors[0] if len(vectors) == 1 else b.Concat(*vectors, axis=0)
 
 
-@vjp("Identity", layout=True)
 @vjp("Dropout", layout=True)
+def dropout(ctx: Context) -> Messages:
+    """c; where it may be in training, c y/x, which says what was kept."""
+    training = known_ints(ctx.node.x[2]) if ctx.node.has(2) else [0]
+    if training == [0]:
+        return ctx.only(0, ctx.c)
+    is_zero = ctx.b.Equal(ctx.x, 0.0)
+    return ctx.only(0, ctx.c * (ctx.y / ctx.where(is_zero, 1.0, ctx.x)))
+
+
+@vjp("Identity", layout=True)
 @vjp("Expand", layout=True)
 def unchanged(ctx: Context) -> Messages:
     """c; what Expand added is summed by the backward loop."""
@@ -209,6 +219,8 @@ def split(ctx: Context) -> Messages:
 def slice_(ctx: Context) -> Messages:
     """c padded with zeros where steps are 1 or -1, else c gathered among zeros."""
     b, c, node = ctx.b, ctx.c, ctx.node
+    if node.has(3) and known_ints(node.x[3]) is None:
+        node, c = on_all_axes(b, node), ranked(b, c, rank_of(ctx.x))
     axes = sliced_axes(node)
     steps = known_ints(node.x[4]) if node.has(4) else [1] * len(axes)
     before: dict[int, Tensor] = {}
@@ -230,6 +242,30 @@ def slice_(ctx: Context) -> Messages:
         else:
             c = scatter_add(b, zeros_with_dim(b, c, axis, ctx.x), along(b, chosen, c, axis), c, axis)
     return ctx.only(0, padded(b, c, before, ctx.x) if before else c)
+
+
+def on_all_axes(b: Builder, node: View) -> View:
+    """A Slice or a Pad of axes that are worked out at run time, as one of all axes that leaves the others alone."""
+    x, last = node.inp(0), len(node.x) - 1
+    rank = rank_of(x)
+    axes = b.Mod(b.Cast(node.inp(3), to=7), [rank])
+    every = list(node.x)
+    if node.op == "Pad":
+        zeros = b.const(np.zeros(2 * rank, np.int64))
+        every[1] = b.ScatterElements(zeros, b.Concat(axes, axes + rank, axis=0), node.inp(1))
+        every[3] = b.const(np.arange(rank, dtype=np.int64))
+        return replace(node, x=every)
+    for i, idle in ((1, 0), (2, END), (4, 1)):
+        if i <= last and node.has(i):
+            full = b.const(np.full(rank, idle, np.int64))
+            every[i] = b.ScatterElements(full, axes, b.Cast(node.inp(i), to=7))
+    every[3] = b.const(np.arange(rank, dtype=np.int64))
+    return replace(node, x=every)
+
+
+def ranked(b: Builder, t: Tensor, rank: int) -> Tensor:
+    """t as a tensor of known rank."""
+    return t if t.rank is not None else b.op("Identity", t, shape=(None,) * rank)
 
 
 def sliced_axes(node: View) -> list[int]:
@@ -300,6 +336,8 @@ def along(b: Builder, vector: Tensor, like: Tensor, axis: int) -> Tensor:
 def pad(ctx: Context) -> Messages:
     """Constant padding is cut off, and summed for the value; reflected and repeated values go back to their origin."""
     b, c, x, node = ctx.b, ctx.c, ctx.x, ctx.node
+    if node.has(3) and known_ints(node.x[3]) is None:
+        node, c = on_all_axes(b, node), ranked(b, c, rank_of(x))
     pads, mode = known_ints(node.inp(1)), ctx.attr("mode")
     axes = known_axes(node, 3) if node.has(3) else list(range(rank_of(x)))
     if mode == "constant":
