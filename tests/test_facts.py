@@ -15,6 +15,7 @@ from tests.cases.table import CASES
 from tests.graphs import net, weight
 from tests.reference_ops import evaluator
 from xaicompile import ir
+from xaicompile.bodies import quantised
 from xaicompile.facts import ANY, TRANSFER, Facts, Interval, find_constants
 
 MORE = [  # rows that the gradients' table lacks or that have other constants
@@ -98,7 +99,7 @@ def test_every_transfer_row_is_exercised() -> None:
     for row in ROWS:
         for box in BOXES.values():
             said |= {op for op, interval, _ in bounded(row, box).values() if interval != ANY}
-    assert set(TRANSFER) - said == {"ConstantOfShape"}  # the test below
+    assert set(TRANSFER) - said == {"ConstantOfShape", "QuantizeLinear"}  # the tests below
 
 
 def test_the_interval_of_constant_of_shape() -> None:
@@ -120,6 +121,15 @@ BOUNDED = """
 
 def test_the_operators_of_convolutional_networks_have_a_transfer_row() -> None:
     assert set(BOUNDED.split()) - set(TRANSFER) == set()
+
+
+def test_the_interval_of_a_rounding_keeps_the_sign() -> None:
+    """Views read a QuantizeLinear as the float that the integers stand for."""
+    body = "r = Relu(x)\nq = QuantizeLinear(r, s)\ny = DequantizeLinear(q, s)"
+    p = facts_of(net("(float[N,3] x) => (float[N,3] y)", body, s=np.asarray(0.5, np.float32)))[0]
+    quantised.run(p)
+    assert Facts(p, ["x"]).nonnegative(p.tensors["y"])
+    assert not Facts(p, ["x"]).nonnegative(p.tensors["x"])
 
 
 def test_a_sharper_fact_where_it_counts() -> None:

@@ -18,6 +18,7 @@ from xaicompile import registry
 ELSEWHERE = {
     "Cast": "test_vjp_special.py",
     "CastLike": "test_vjp_special.py",
+    "QuantizeLinear": "test_quantised.py",
     **dict.fromkeys(("If", "Loop", "Scan"), "test_control.py"),
 }
 NOTHING_TO_DIFFERENTIATE = {

@@ -16,6 +16,7 @@ from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.registry import Context, Message, Messages, Relevance, Rule
 
 AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization", "Neg", "Sum"}
+ROUNDING = {"Clip", "QuantizeLinear"}  # an input that is quantised keeps its relevance
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,10 @@ def through(
 
 
 def carries_relevance(view: View, need: Sequence[bool]) -> bool:
-    """True for layout ops, casts and elementwise affine ops with one data input: R passes them as R."""
+    """True for layout ops, casts, rounding and elementwise affine ops with one data input: R passes them as R."""
     if registry.info(view).layout:
         return True
-    return view.domain == "" and view.op in AFFINE and sum(need) == 1
+    return view.domain == "" and view.op in AFFINE | ROUNDING and sum(need) == 1
 
 
 def carried(ctx: Context) -> list[Tensor | None]:

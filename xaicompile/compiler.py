@@ -99,7 +99,8 @@ def compile_model(
     p = ir.load(model)
     p.builder.method = rules.name
     find_constants(p)
-    if bodies.run(p):
+    changed = bodies.run(p)
+    if bodies.quantised.run(p, [explain_output or "", *layers]) or changed:
         find_constants(p)
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input, p.notes)
@@ -178,19 +179,19 @@ def refuse_unsupported(views: Sequence[View]) -> None:
     Raises:
         UnsupportedError: At least one node has no gradient.
     """
-    lacking = unsupported(views)
+    lacking, count = unsupported(views), sum(registry.info(v).vjp is None for v in views)
     if lacking:
         raise UnsupportedError(
-            f"no rule for {len(lacking)} node{'s' if len(lacking) > 1 else ''}: {'; '.join(lacking)}. "
+            f"no rule for {count} node{'s' if count > 1 else ''}: {'; '.join(lacking)}. "
             "Explain an earlier tensor with --explain-output, or replace these nodes"
         )
 
 
 def unsupported(views: Sequence[View]) -> list[str]:
-    """The nodes without a rule, each with op, domain, opset and shapes."""
-    found = []
+    """The nodes without a rule, each with op, domain, opset and shapes, or all with one reason together."""
+    found = bodies.refused.reasons([v for v in views if registry.info(v).vjp is None])
     for view in views:
-        if registry.info(view).vjp is None:
+        if registry.info(view).vjp is None and not bodies.refused.reason(view):
             op = f"{view.domain}.{view.op}" if view.domain else view.op
             shapes = ", ".join("-" if x is None else repr(x).split(": ", 1)[1] for x in view.x)
             found.append(f"{op} '{view.name}' (opset {view.since}, inputs {shapes})")

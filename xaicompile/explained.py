@@ -13,7 +13,7 @@ from xaicompile.errors import ModelError, RuleError
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.registry import nearest
 
-CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax", "Identity"}  # Identity only on the way to another
+CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax"}
 
 
 @dataclass
@@ -51,13 +51,20 @@ def choose_output(p: Program, name: str | None) -> End:
 
 
 def behind(t: Tensor, producers: dict[str, View]) -> End:
-    """The tensor in front of trailing Softmax, Sigmoid and the like."""
-    end = End(t)
-    while (view := producers.get(end.tensor.name)) is not None and view.op in CUT and view.x[0] is not None:
-        if view.op != "Identity":
+    """The tensor in front of trailing Softmax, Sigmoid and the like, and of rounding."""
+    end, here = End(t), t
+    while (view := producers.get(here.name)) is not None and view.x and view.x[0] is not None:
+        here = view.inp(0)
+        before = producers.get(here.name)
+        if view.op == "QuantizeLinear" and before is not None and before.name == view.name:
+            end.cut.append(repr(view))  # with the clip to the range that it has
+            end.tensor = here = before.inp(0)
+        elif view.op in CUT:
             end.cut.append(repr(view))
-        end.tensor = view.inp(0)
-    return end if end.cut else End(t)
+            end.tensor = here
+        elif view.op not in ("Identity", "QuantizeLinear"):
+            break
+    return end
 
 
 @dataclass(frozen=True)

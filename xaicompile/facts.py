@@ -325,7 +325,7 @@ TRANSFER: dict[str, Transfer] = {
     **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), keep),
     **dict.fromkeys(("MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "ReduceMax", "ReduceMin"), keep),
     **dict.fromkeys(("Concat", "Mean"), hull),
-    **dict.fromkeys(("ReduceSum", "CumSum"), _sign_of_sum),
+    **dict.fromkeys(("ReduceSum", "CumSum", "QuantizeLinear"), _sign_of_sum),
     **dict.fromkeys(("ReduceL2", "ReduceL1", "ReduceSumSquare", "LpPool", "GlobalLpPool"), fixed(0.0, math.inf)),
     **dict.fromkeys(("Sigmoid", "HardSigmoid", "Softmax"), fixed(0.0, 1.0)),
     **dict.fromkeys(("Tanh", "Softsign", "Erf", "Sin", "Cos"), fixed(-1.0, 1.0)),

@@ -1,6 +1,9 @@
-"""Ops outside the standard domain, each written out in standard ones. Importing this package fills the table."""
+"""Ops outside the standard domain, and ops on integers, read as the standard float ops that they stand for.
 
-from xaicompile.bodies import attention, contrib
+Importing this package fills the tables.
+"""
+
+from xaicompile.bodies import attention, contrib, integer, quantised, refused
 from xaicompile.bodies.record import run
 
-__all__ = ["attention", "contrib", "run"]
+__all__ = ["attention", "contrib", "integer", "quantised", "refused", "run"]

@@ -39,11 +39,11 @@ def attention(b: Builder, v: View) -> Outputs | None:
 
 @contrib("MultiHeadAttention")
 def multi_head_attention(b: Builder, v: View) -> Outputs | None:
-    """Attention between given queries, keys and values, which may be packed."""
+    """Attention between given queries, keys and values."""
     if any(v.has(i) for i in (8, 9)) or len(v.y) > 3:
         return None
     heads = int(v.attrs["num_heads"])
-    parts = unpacked(b, v, heads)
+    parts = separated(b, v, heads)
     if parts is None:
         return None
     q, k, value = parts
@@ -53,22 +53,10 @@ def multi_head_attention(b: Builder, v: View) -> Outputs | None:
     return None if y is None else only(v, y, k, value)
 
 
-def unpacked(b: Builder, v: View, heads: int) -> list[Tensor] | None:
-    """Queries, keys and values, each [batch, heads, length, size]."""
+def separated(b: Builder, v: View, heads: int) -> list[Tensor] | None:
+    """Queries, keys and values, each [batch, heads, length, size]; None where they are packed into one tensor."""
     query, key, value, bias = v.inp(0), given(v, 1), given(v, 2), given(v, 3)
-    if query.rank == 5 and key is None:  # [batch, length, heads, 3, size]
-        if bias is not None:
-            return None
-        parts = b.many("Split", 3, query, axis=3, num_outputs=3)
-        return [b.Transpose(b.Squeeze(t, [3]), perm=[0, 2, 1, 3]) for t in parts]
-    if query.rank != 3 or key is None:
-        return None
-    if key.rank == 5:  # [batch, length, heads, 2, size]
-        if bias is not None:
-            return None
-        parts = b.many("Split", 2, key, axis=3, num_outputs=2)
-        return [in_heads(b, query, heads), *(b.Transpose(b.Squeeze(t, [3]), perm=[0, 2, 1, 3]) for t in parts)]
-    if value is None:
+    if query.rank != 3 or key is None or key.rank not in (3, 4) or value is None:
         return None
     if bias is not None:
         sizes = [(t.shape or (None,))[-1] for t in (query, query, value)]

@@ -139,14 +139,6 @@ def quick_gelu(b: Builder, v: View) -> Outputs:
     return [x * b.Sigmoid(x if alpha == 1 else x * alpha)]
 
 
-@contrib("BiasSoftmax")
-def bias_softmax(b: Builder, v: View) -> Outputs | None:
-    """Softmax(x + bias) over the last axis; a bias of lower rank may be broadcast in ways that Add has not."""
-    x, bias = v.inp(0), v.inp(1)
-    last = int(v.attrs.get("axis", 1)) % rank(x) == rank(x) - 1
-    return [b.Softmax(x + bias, axis=-1)] if last and rank(bias) == rank(x) else None
-
-
 # Normalisations
 
 

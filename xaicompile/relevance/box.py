@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xaicompile.backward import AFFINE
+from xaicompile.backward import AFFINE, ROUNDING
 from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, info
@@ -29,7 +29,7 @@ def bounds_at(ctx: Context, x: Tensor, low: Bound, high: Bound) -> tuple[Tensor,
     ends = []
     for bound in (low, high):
         t = ctx.b.expand_like(ctx.b.const(as_array(start, bound)), start)
-        for step in steps:
+        for step in [s for s in steps if s.op != "QuantizeLinear"]:
             t = ctx.b.op(step.op, *[t if ctx.facts.on_path(i) else i for i in step.x], **step.attrs)
         ends.append(t)
     return ctx.b.Min(*ends), ctx.b.Max(*ends)  # a negative factor on the way swaps them
@@ -41,7 +41,8 @@ def steps_to(ctx: Context, x: Tensor) -> list[View]:
     while x.name not in ctx.facts.explained:
         view = ctx.facts.producer(x)
         data = [] if view is None else [t for t in view.x if t is not None and ctx.facts.on_path(t)]
-        if view is None or len(data) != 1 or not (info(view).layout or view.op in AFFINE) or len(view.y) != 1:
+        passes = view is not None and (info(view).layout or view.op in AFFINE | ROUNDING)
+        if view is None or not passes or len(data) != 1 or len(view.y) != 1:
             raise RuleError(
                 f"rule 'z-box' on {ctx.node}: its input is not an affine function of the explained input "
                 f"({view} is between); choose another rule for it"

@@ -1,0 +1,37 @@
+"""Ops that can't be explained for a reason, and what can be done instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xaicompile.ir import View
+
+LAYOUT = "com.microsoft.nchwc"
+
+
+def reason(view: View) -> str:
+    """Why an op has no gradient and what to do about it; "" if there is nothing to say."""
+    if view.domain == LAYOUT:
+        return (
+            "they are in the memory layout of one processor: compile the file as it was before the runtime's layout "
+            "optimisation (its level 'extended' is as far as a file can go)"
+        )
+    if view.op.startswith("TreeEnsemble"):
+        return (
+            "trees are constant almost everywhere and have no gradient: explain a tensor before them with "
+            "--explain-output, or the whole model by sampling around the input, which needs no compiler"
+        )
+    return ""
+
+
+def reasons(views: Sequence[View]) -> list[str]:
+    """One line for each reason, with the ops that it holds for."""
+    found: dict[str, list[View]] = {}
+    for view in views:
+        if reason(view):
+            found.setdefault(reason(view), []).append(view)
+    return [
+        f"{', '.join(sorted({f'{v.domain}.{v.op}' for v in held}))} ({held[0].name}"
+        f"{f' and {len(held) - 1} more' if len(held) > 1 else ''}): {why}"
+        for why, held in found.items()
+    ]
