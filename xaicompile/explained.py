@@ -11,6 +11,7 @@ import onnx
 from xaicompile import tokens
 from xaicompile.errors import ModelError, RuleError
 from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.passes.heads import logits_of
 from xaicompile.registry import nearest
 
 CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax"}
@@ -54,6 +55,11 @@ def behind(t: Tensor, producers: dict[str, View]) -> End:
     """The tensor in front of trailing Softmax, Sigmoid and the like, and of rounding."""
     end, here = End(t), t
     while (view := producers.get(here.name)) is not None and view.x and view.x[0] is not None:
+        logits = logits_of(view, producers)
+        if logits is not None:
+            end.cut.append(f"Softmax written out up to {view!r}")
+            end.tensor = here = logits
+            continue
         here = view.inp(0)
         before = producers.get(here.name)
         if view.op == "QuantizeLinear" and before is not None and before.name == view.name:

@@ -10,7 +10,7 @@ import numpy as np
 from xaicompile.ir import Builder, Program, Tensor, View
 
 # Ops after which an element still stands for the same token
-KEEPS_TOKENS = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Clip", "Max", "Min"}
+KEEPS_TOKENS = {"Identity", "Cast", "Reshape", "Expand", "Flatten", "Squeeze", "Unsqueeze", "Clip", "Max", "Min"}
 SHIFTS = {"Add", "Sub", "Mod", "Where"}  # by or between constants
 NOT_TEXT = ("mask", "position", "token_type", "segment")
 

@@ -1,0 +1,44 @@
+"""Softmax written out at the end: the logits in front of it are explained, as in front of a Softmax."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.graphs import data, net, run, weight
+from xaicompile.compiler import compile_model
+
+ENDS = {
+    "op": "p = Softmax(z)",
+    "plain": "e = Exp(z)\nt = ReduceSum<keepdims=1>(e, last)\np = Div(e, t)",
+    "shifted": "m = ReduceMax<keepdims=1>(z, last)\nd = Sub(z, m)\ne = Exp(d)\nt = ReduceSum<keepdims=1>(e, last)\n"
+    "p = Div(e, t)",
+    "spread": "m = ReduceMax<keepdims=0>(z, last)\nu = Unsqueeze(m, last)\nd = Sub(z, u)\ne = Exp(d)\n"
+    "t = ReduceSum<keepdims=0>(e, last)\nv = Unsqueeze(t, last)\ns = Shape(z)\nw2 = Expand(v, s)\np = Div(e, w2)",
+}
+OTHERS = {
+    "another sum": "e = Exp(z)\no = Neg(z)\ne2 = Exp(o)\nt = ReduceSum<keepdims=1>(e2, last)\np = Div(e, t)",
+    "another axis": "e = Exp(z)\nt = ReduceSum<keepdims=1>(e, first)\np = Div(e, t)",
+    "shifted by class": "d = Sub(z, z)\ne = Exp(d)\nt = ReduceSum<keepdims=1>(e, last)\np = Div(e, t)",
+}
+
+
+def model(end: str) -> onnx.ModelProto:
+    body = f"z = MatMul(x, w)\n{end}"
+    axes = {"last": np.asarray([1]), "first": np.asarray([0])}
+    used = {k: v for k, v in axes.items() if k in end}
+    return net("(float[N,4] x) => (float[N,3] p)", body, w=weight(4, 3), **used)
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_logits_are_explained(name: str) -> None:
+    compiled = compile_model(model(ENDS[name]), "gradient", target=1)
+    assert len(compiled.cut) == 1 and "Softmax" in compiled.cut[0]
+    x = data(2, 4)
+    np.testing.assert_allclose(run(compiled.model, {"x": x})["relevance"], [weight(4, 3)[:, 1]] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_only_looks_like_a_softmax_is_not_cut(name: str) -> None:
+    assert compile_model(model(OTHERS[name]), "gradient").cut == []

@@ -1,0 +1,38 @@
+"""Softmax written out at the end of a model: Exp, ReduceSum, Div."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xaicompile.ir import Tensor, View
+
+SPREADS = {"Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze"}  # what may stand between a sum and its use
+
+
+def logits_of(view: View, producers: Mapping[str, View]) -> Tensor | None:
+    """x of exp(x - m) / sum(exp(x - m)) over the last axis, whatever m; None if the node is not the end of that."""
+    if view.domain or view.op != "Div":
+        return None
+    above, below = maker(view.x[0], "Exp", producers), view.x[1]
+    while below is not None and (step := producers.get(below.name)) is not None and step.op in SPREADS:
+        below = step.inp(0)
+    total = maker(below, "ReduceSum", producers)
+    if above is None or total is None or total.x[0] is not above.y[0] or not over_last(total):
+        return None
+    shifted = maker(above.x[0], "Sub", producers)
+    if shifted is None:
+        return above.x[0]
+    m = shifted.inp(1)
+    return shifted.x[0] if m.shape is not None and (not m.shape or m.shape[-1] == 1) else None
+
+
+def maker(t: Tensor | None, op: str, producers: Mapping[str, View]) -> View | None:
+    """The node that makes t, if it is of this op."""
+    view = None if t is None else producers.get(t.name)
+    return view if view is not None and view.op == op and not view.domain else None
+
+
+def over_last(view: View) -> bool:
+    """True for a reduction over the last axis alone."""
+    axes, rank = view.inp(1).value if view.has(1) else None, view.inp(0).rank
+    return axes is not None and rank is not None and [int(a) % rank for a in axes.reshape(-1)] == [rank - 1]
