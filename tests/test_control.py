@@ -72,6 +72,42 @@ COUNTED = """
     b = ReduceSum<keepdims=0>(q)
     s = Add(a, b)"""
 
+CHOOSING = """
+    last, each = Loop (count, , x) <
+        body = step (int64 i, bool c, float[N,3] v) => (bool c2, float[N,3] v2, float[N,3] e) {
+            c2 = Identity(c)
+            one = Constant<value = int64 {1}> ()
+            early = Less(i, one)
+            u = MatMul(v, w)
+            v2 = If (early) <
+                then_branch = yes () => (float[N,3] a) { t = Sin(u)  a = Mul(t, x) },
+                else_branch = no () => (float[N,3] b) { t2 = Mul(u, m)  b = Tanh(t2) }
+            >
+            e = Identity(u)
+        }
+    >
+    p = Mul(last, last)
+    a2 = ReduceSum<keepdims=0>(p)
+    q = Mul(each, each)
+    b2 = ReduceSum<keepdims=0>(q)
+    s = Add(a2, b2)"""
+
+TWO_NAMES = """
+    h = Tanh(x)
+    g = Identity(h)
+    y = If (flag) <
+        then_branch = yes () => (float[N,3] a) { a = Mul(h, g) },
+        else_branch = no () => (float[N,3] b) { b = Sub(g, m) }
+    >
+    e = Scan <num_scan_inputs = 1, body = step (float[3] row) => (float[N,3] o) {
+        t = Mul(h, row)
+        o = Mul(t, g)
+    }> (x)
+    p = Mul(e, e)
+    q = ReduceSum<keepdims=0>(p)
+    r = ReduceSum<keepdims=0>(y)
+    s = Add(q, r)"""
+
 UNTIL = """
     last, k2 = Loop (, on, x, k) <body = step (int64 i, bool c, float[N,3] v, float[3] kk)
                                          => (bool c2, float[N,3] v2, float[3] k3) {
@@ -121,6 +157,9 @@ CASES: dict[str, tuple[str, str, dict[str, np.ndarray], list[str]]] = {
     "loop, once": (f"{X}, int64 count, float m", COUNTED, {"count": np.asarray(1)}, ["x", "m"]),
     "loop, until": (f"{X}, bool on, float m", UNTIL, {"on": np.asarray(True)}, ["x"]),
     "loop, never": (f"{X}, bool on, float m", UNTIL, {"on": np.asarray(False)}, ["x"]),
+    "branch in a loop": (f"{X}, int64 count, float m", CHOOSING, {"count": np.asarray(3)}, ["x", "m"]),
+    "two names, then": (f"{X}, bool flag, float m", TWO_NAMES, {"flag": np.asarray(True)}, ["x", "m"]),
+    "two names, else": (f"{X}, bool flag, float m", TWO_NAMES, {"flag": np.asarray(False)}, ["x"]),
     "scan": (f"{X}, float[N] start, float[T,2] rows, float m", SCANNED, {}, ["x", "start", "rows", "m"]),
 }
 SHAPES = {"x": (2, 3), "m": (), "start": (2,), "rows": (3, 2)}
@@ -273,3 +312,53 @@ def test_what_has_no_gradient_inside_a_subgraph_is_named() -> None:
         >"""
     with pytest.raises(UnsupportedError, match=r"Bernoulli .* inside a subgraph is random"):
         compile_model(net(f"({X}, bool flag) => (float[N,3] y)", body), "gradient")
+
+
+def test_steps_written_as_a_loop_are_the_recurrent_operator() -> None:
+    """As converters from TensorFlow write them: each step gathers its row by the step's number."""
+    w, r, b = data(4, 3, seed=1), data(4, 4, seed=2), data(4, seed=4)
+    one = net(
+        "(float[T,N,3] x) => (float[1,N,4] h)",
+        "y, h = RNN<hidden_size = 4>(x, W, R, B)",
+        W=w[None],
+        R=r[None],
+        B=np.concatenate([b, 0 * b])[None],
+    )
+    body = """
+        shape = Shape(x)
+        steps = Gather(shape, first)
+        size = Slice(shape, at1, at2)
+        wide = Concat<axis=0>(size, units)
+        start = Expand(nothing, wide)
+        last = Loop (steps, , start) <body = step (int64 i, bool c, float[N,4] v) => (bool c2, float[N,4] v2) {
+            c2 = Identity(c)
+            now = Gather<axis=0>(x, i)
+            both = Concat<axis=1>(now, v)
+            z = MatMul(both, WR)
+            z2 = Add(z, b)
+            v2 = Tanh(z2)
+        }>
+        h = Unsqueeze(last, at0)"""
+    numbers = {"at0": [0], "at1": [1], "at2": [2], "units": [4], "first": 0}
+    integers = {k: np.asarray(v, np.int64) for k, v in numbers.items()}
+    weights = {"WR": np.concatenate([w, r], 1).T.copy(), "b": b, "nothing": np.zeros(1, np.float32)}
+    loop = net("(float[T,N,3] x) => (float[1,N,4] h)", body, **weights, **integers)
+    feed = {"x": data(5, 2, 3, seed=5)}
+    for rule in ("gradient", "lrp-0"):
+        left, right = (
+            run(xaicompile.compile(m, rule, explain_output="h", explain_reduce="sum"), feed)["relevance"]
+            for m in (one, loop)
+        )
+        assert relative_error(left, np.asarray(right, np.float64)) <= FLOAT32
+
+
+def test_what_is_no_tensor_inside_a_loop_is_refused_by_name() -> None:
+    body = """
+        none = SequenceEmpty()
+        all = Loop (count, , none) <body = step (int64 i, bool c, seq(float[N,3]) v) => (bool c2, seq(float[N,3]) v2) {
+            c2 = Identity(c)
+            v2 = SequenceInsert(v, x)
+        }>
+        y = ConcatFromSequence<axis=0>(all)"""
+    with pytest.raises(UnsupportedError, match=r"no rule for .* nodes.*: .*SequenceInsert"):
+        compile_model(net(f"({X}, int64 count) => (float[M,3] y)", body), "gradient")

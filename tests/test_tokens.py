@@ -71,7 +71,12 @@ def test_an_id_that_is_looked_up_twice_gets_both_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    "one_hot", ["u = Unsqueeze(ids, last) q = Equal(u, eleven) e = Cast<to=11>(q)", "e = OneHot(ids, depth, values)"]
+    "one_hot",
+    [
+        "u = Unsqueeze(ids, last) q = Equal(u, eleven) e = Cast<to=11>(q)",
+        "u = Unsqueeze(ids, last) z = Shape(u) v = Expand(u, z) q = Equal(v, eleven) e = Cast<to=11>(q)",
+        "e = OneHot(ids, depth, values)",
+    ],
 )
 def test_one_hot_vectors_are_explained_per_token(one_hot: str) -> None:
     proto = model("int64[N, T] ids", f"{one_hot} h = MatMul(e, w11) m = ReduceMean<keepdims=0>(h, one) y = Tanh(m)")
