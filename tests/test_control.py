@@ -362,3 +362,17 @@ def test_what_is_no_tensor_inside_a_loop_is_refused_by_name() -> None:
         y = ConcatFromSequence<axis=0>(all)"""
     with pytest.raises(UnsupportedError, match=r"no rule for .* nodes.*: .*SequenceInsert"):
         compile_model(net(f"({X}, int64 count) => (float[M,3] y)", body), "gradient")
+
+
+def test_what_does_not_change_from_step_to_step_is_computed_once() -> None:
+    """In a loop everything that reads nothing from inside; in a branch, which may not run, constants alone."""
+    loop = xaicompile.compile(model_of("loop, counted", False), "lrp-gamma", explain_output="s", explain_reduce="sum")
+    assert not {"Transpose", "Shape", "ConstantOfShape"} & inner_ops(loop, "Loop")
+    branch = xaicompile.compile(model_of("then", False), "gradient", explain_output="s", explain_reduce="sum")
+    assert "Transpose" not in inner_ops(branch, "If") and {"MatMul", "Cos"} <= inner_ops(branch, "If")
+
+
+def inner_ops(model: onnx.ModelProto, op: str) -> set[str]:
+    """Operators in the subgraphs of the last node of that kind."""
+    node = [n for n in model.graph.node if n.op_type == op][-1]
+    return {child.op_type for a in node.attribute if a.HasField("g") for child in a.g.node}

@@ -43,6 +43,7 @@ CASES: list[Case] = [
     row("LSTM", "reverse", direction="reverse"),
     row("LSTM", "both directions, lengths", LENGTHS, two=True),
     row("LSTM", "states", None, state(), state()),
+    row("LSTM", "constant states", LENGTHS, weight(1, N, H), weight(1, N, H), direction="reverse"),
     row("LSTM", "both directions, states, lengths, peepholes", LENGTHS, state(2), state(2), weight(2, 3 * H), two=True),
     row("LSTM", "weights explained", None, state(), None, real(1, 3 * H), weights=real),
     row("LSTM", "only Y_c", used=(2,)),
