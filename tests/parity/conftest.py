@@ -1,4 +1,4 @@
-"""Left out where torch and its libraries are missing; one thread for torch, so that a busy machine is not slower yet."""
+"""Left out where torch and its libraries are missing; one thread for torch, which a busy machine does best with."""
 
 from __future__ import annotations
 
