@@ -15,49 +15,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import xaicompile
+from tests.differences import Inputs, assert_gradients, one_node, projected
 from tests.graphs import data, net, run, weight
 from tests.nets import cnn
 from xaicompile.checks import check
 from xaicompile.errors import UnsupportedError
 
 DOMAIN = "com.microsoft"
-DIFFERENCES = 4e-3  # relative, of float32 central differences
 FILES = 1e-5  # relative, between a file and its optimised form
-
-Inputs = dict[str, np.ndarray]
-
-
-def one_node(
-    op: str, inputs: Inputs, weights: Inputs, order: str, outputs: int = 1, **attrs: object
-) -> onnx.ModelProto:
-    """A model of one op of the runtime's domain; `order` names its inputs, `-` what is left out."""
-    names = ["" if n == "-" else n for n in order.split()]
-    made = [f"y{i}" for i in range(outputs)]
-    nodes = [helper.make_node(op, names, made, name="node", domain=DOMAIN, **attrs)]
-    graph = helper.make_graph(
-        nodes,
-        "one",
-        [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), ["N", *a.shape[1:]])
-            for n, a in inputs.items()
-        ],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in made[:1]],
-        [numpy_helper.from_array(a, n) for n, a in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
-def projected(model: onnx.ModelProto, output: str, like: np.ndarray) -> onnx.ModelProto:
-    """The model with the scalar output `s`, a random linear function of one of its tensors."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.output[:]  # its type is not known to ONNX
-    made.graph.initializer.append(numpy_helper.from_array(data(*like.shape, seed=9), "projection"))
-    made.graph.node.append(helper.make_node("Mul", [output, "projection"], ["product"]))
-    made.graph.node.append(helper.make_node("ReduceSum", ["product"], ["s"], keepdims=0))
-    made.graph.output.append(helper.make_tensor_value_info("s", TensorProto.FLOAT, []))
-    return made
 
 
 def hidden(batch: int = 2, length: int = 5, width: int = 8, seed: int = 0) -> np.ndarray:
@@ -123,24 +88,8 @@ CASES: dict[str, tuple[str, Inputs, Inputs, str, dict]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_is_that_of_the_runtimes_op(name: str) -> None:
     op, inputs, weights, order, attrs = CASES[name]
-    model = one_node(op, inputs, weights, order, **attrs)
-    model = projected(model, "y0", run(model, inputs)["y0"])
-    floats = [n for n, a in inputs.items() if a.dtype.kind == "f"]
-    emitted = xaicompile.compile(model, "gradient", explain_output="s", explain_reduce="sum", explain_input=floats)
-    found = run(emitted, inputs)
-    for n in floats:
-        gradient = found["relevance" if len(floats) == 1 else f"relevance_{n}"]
-        expected = np.zeros_like(gradient)
-        for place in np.ndindex(*gradient.shape):
-            ends = []
-            for step in (4e-3, -4e-3):
-                moved = {k: a.copy() for k, a in inputs.items()}
-                moved[n][place] += step
-                ends.append(float(run(model, moved)["s"]))
-            expected[place] = (ends[0] - ends[1]) / 8e-3
-        assert np.abs(expected).max() > 1e-2
-        off = np.abs(gradient - expected) / np.abs(expected).max()
-        assert np.quantile(off, 0.97) < DIFFERENCES, n  # a step may cross the kink of a ReLU
+    model = projected(one_node(op, inputs, weights, order, DOMAIN, **attrs), "y0", inputs)
+    emitted = assert_gradients(model, inputs)
     assert check(emitted, model, inputs=inputs).passed
 
 
@@ -220,7 +169,7 @@ def test_embeddings_fused_with_their_norm_are_explained_at_the_ids() -> None:
     ids = {"ids": np.array([[1, 7, 3, 3], [0, 2, 10, 4]], np.int32), "kind_ids": np.array([[0, 0, 1, 1]] * 2, np.int32)}
     feed = {**ids, "mask": np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.int32)}
     order = "ids kind_ids words places kinds g h mask"
-    model = one_node("EmbedLayerNormalization", feed, {**tables}, order, outputs=2, epsilon=1e-5)
+    model = one_node("EmbedLayerNormalization", feed, tables, order, DOMAIN, outputs=2, epsilon=1e-5)
     model.graph.node.append(helper.make_node("Attention", ["y0", "w", "b", "y1"], ["a"], domain=DOMAIN, num_heads=2))
     model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in QKV.items())
     model.graph.node.append(helper.make_node("Flatten", ["a"], ["y"]))

@@ -11,7 +11,7 @@ import onnx
 from xaicompile import tokens
 from xaicompile.errors import ModelError, RuleError
 from xaicompile.ir import Builder, Program, Tensor, View
-from xaicompile.passes.heads import logits_of
+from xaicompile.passes.heads import logits_of, scaled_to_one
 from xaicompile.registry import nearest
 
 CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax"}
@@ -60,6 +60,11 @@ def behind(t: Tensor, producers: dict[str, View]) -> End:
             end.cut.append(f"Softmax written out up to {view!r}")
             end.tensor = here = logits
             continue
+        probabilities = scaled_to_one(view, producers)
+        if probabilities is not None:
+            end.cut.append(f"sum to one in {view!r}")
+            end.tensor = here = probabilities
+            continue
         here = view.inp(0)
         before = producers.get(here.name)
         if view.op == "QuantizeLinear" and before is not None and before.name == view.name:
@@ -68,7 +73,7 @@ def behind(t: Tensor, producers: dict[str, View]) -> End:
         elif view.op in CUT:
             end.cut.append(repr(view))
             end.tensor = here
-        elif view.op not in ("Identity", "QuantizeLinear"):
+        elif view.op not in ("Identity", "QuantizeLinear") and not (view.op == "Cast" and here.is_float):
             break
     return end
 

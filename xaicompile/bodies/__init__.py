@@ -3,7 +3,7 @@
 Importing this package fills the tables.
 """
 
-from xaicompile.bodies import attention, contrib, integer, quantised, refused
+from xaicompile.bodies import attention, contrib, integer, ml, quantised, refused
 from xaicompile.bodies.record import run
 
-__all__ = ["attention", "contrib", "integer", "quantised", "refused", "run"]
+__all__ = ["attention", "contrib", "integer", "ml", "quantised", "refused", "run"]

@@ -21,6 +21,11 @@ def reason(view: View) -> str:
             "trees are constant almost everywhere and have no gradient: explain a tensor before them with "
             "--explain-output, or the whole model by sampling around the input, which needs no compiler"
         )
+    if view.op == "SVMClassifier" and view.attrs.get("prob_a"):
+        return (
+            "the probabilities of more than two classes come from an iteration: export the classifier with its raw "
+            "scores instead"
+        )
     return ""
 
 

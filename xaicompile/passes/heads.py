@@ -1,4 +1,4 @@
-"""Softmax written out at the end of a model: Exp, ReduceSum, Div."""
+"""Ends of classifiers that take several nodes: a Softmax written out, and probabilities divided by their sum."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def logits_of(view: View, producers: Mapping[str, View]) -> Tensor | None:
         return above.x[0]
     m = shifted.inp(1)
     return shifted.x[0] if m.shape is not None and (not m.shape or m.shape[-1] == 1) else None
+
+
+def scaled_to_one(view: View, producers: Mapping[str, View]) -> Tensor | None:
+    """The probabilities p of p / sum(p), with p from a Sigmoid or a Softmax; None for anything else."""
+    p = view.x[0] if view.op == "Div" and not view.domain else None
+    above = producers.get(p.name) if p is not None else None
+    while above is not None and above.op in ("Identity", "Cast") and above.x[0] is not None:
+        above = producers.get(above.inp(0).name)
+    if above is None or above.op not in ("Sigmoid", "Softmax"):
+        return None
+    below = view.x[1]
+    guarded = maker(below, "Where", producers)
+    total = producers.get(guarded.inp(2).name if guarded is not None else below.name if below is not None else "")
+    return p if total is not None and total.op in ("ReduceL1", "ReduceSum") and total.x[0] is p else None
 
 
 def maker(t: Tensor | None, op: str, producers: Mapping[str, View]) -> View | None:
