@@ -376,3 +376,30 @@ def inner_ops(model: onnx.ModelProto, op: str) -> set[str]:
     """Operators in the subgraphs of the last node of that kind."""
     node = [n for n in model.graph.node if n.op_type == op][-1]
     return {child.op_type for a in node.attribute if a.HasField("g") for child in a.g.node}
+
+
+def test_weights_inside_subgraphs_are_held_once_more_however_deep() -> None:
+    """The prediction's own stay where they are; all that explains them reads one copy."""
+    body = """
+        y = If (flag) <
+            then_branch = yes () => (float[N,3] a) {
+                t = If (deep) <
+                    then_branch = in_yes () => (float[N,3] a1) { w = Constant() u = MatMul(x, w)  a1 = Sin(u) },
+                    else_branch = in_no () => (float[N,3] a2) { a2 = Neg(x) }
+                >
+                a = Mul(t, t)
+            },
+            else_branch = no () => (float[N,3] b) { b = Identity(x) }
+        >"""
+    text = body.replace("float[N,3]", "float[N,70]").replace("Constant()", "Constant<value = float[1] {1.0}>()")
+    signature = "net (float[N,70] x, bool flag, bool deep) => (float[N,70] y)"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {signature} {{ {text} }}')
+    branch = next(a.g for a in model.graph.node[0].attribute if a.name == "then_branch")
+    inner = next(a.g for a in branch.node[0].attribute if a.name == "then_branch")
+    inner.node[0].attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(data(70, 70)))
+    made = xaicompile.compile(model, "gradient")
+    assert 2 * data(70, 70).nbytes < made.ByteSize() < 2.5 * data(70, 70).nbytes
+    feed = {"x": data(2, 70, seed=1), "flag": np.asarray(True), "deep": np.asarray(True), "target": np.asarray([1])}
+    u = feed["x"] @ data(70, 70)
+    want = np.outer(np.sin(2 * u[:, 1]), data(70, 70)[:, 1]).reshape(2, 70)
+    np.testing.assert_allclose(run(made, feed)["relevance"], want, rtol=1e-3, atol=1e-3)

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
 from xaicompile.errors import UnsupportedError
-from xaicompile.ir.build import Builder, listed, type_and_shape
+from xaicompile.ir.build import SMALL, Builder, listed, type_and_shape
 from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, captured_in, captured_names, live, subgraphs
 
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
@@ -176,7 +176,7 @@ def control(
 ) -> tuple[Tensor, ...]:
     """Emits an If, Loop or Scan once more, its subgraphs reading what the captured names now stand for."""
     attrs = attributes(node)
-    graphs = {k: renamed(v, captured) for k, v in attrs.items() if isinstance(v, onnx.GraphProto)}
+    graphs = {k: renamed(b, v, captured) for k, v in attrs.items() if isinstance(v, onnx.GraphProto)}
     return b.typed(node.op_type, x, types_of(node.op_type, attrs, x), **{**attrs, **graphs})
 
 
@@ -211,17 +211,40 @@ def stacked(t: Type, axis: int, length: Dim = None) -> Type:
     return dtype, (*shape[:at], length, *shape[at:])
 
 
-def renamed(graph: onnx.GraphProto, captured: Mapping[str, Tensor]) -> onnx.GraphProto:
-    """A copy of a subgraph that reads other tensors from outside."""
+def renamed(b: Builder, graph: onnx.GraphProto, captured: Mapping[str, Tensor]) -> onnx.GraphProto:
+    """A copy of a subgraph that reads other tensors from outside, its weights among them."""
     result = onnx.GraphProto()
     result.CopyFrom(graph)
     names = {name: t.name for name, t in captured.items() if name in captured_in(graph)}
-    rename(result, names)
+    rename(result, {**names, **weights_taken_out(b, result)})
     for output in result.output:
         if output.name in names:  # an outer value given out as it is
             result.node.append(helper.make_node("Identity", [names[output.name]], [f"{names[output.name]}/through"]))
             output.name = result.node[-1].output[0]
     return result
+
+
+def weights_taken_out(b: Builder, graph: onnx.GraphProto) -> dict[str, str]:
+    """Takes large constants out of a subgraph, so that they stand in the file once; what they are called outside."""
+    taken: dict[str, str] = {}
+    given_out = {o.name for o in graph.output}
+    for node in list(graph.node):
+        for inner in subgraphs(node):
+            taken |= weights_taken_out(b, inner)
+        large = node.op_type == "Constant" and node.attribute[0].HasField("t") and is_large(node.attribute[0].t)
+        if large and node.output[0] not in given_out:
+            taken[node.output[0]] = b.const(constant(node)).name
+            graph.node.remove(node)
+    for tensor in list(graph.initializer):
+        if is_large(tensor) and tensor.name not in given_out:
+            taken[tensor.name] = b.const(numpy_helper.to_array(tensor)).name
+            graph.initializer.remove(tensor)
+    return taken
+
+
+def is_large(tensor: onnx.TensorProto) -> bool:
+    """True for constants that are worth taking out."""
+    return int(np.prod(tensor.dims)) > SMALL
 
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

@@ -271,7 +271,7 @@ def history(ctx: Context, saved: list[int], loop: bool) -> list[Tensor]:
     if not saved:
         return []
     captured = {name: t for name, t in zip(node.captured, node.x[node.own :], strict=True) if t is not None}
-    graph: onnx.GraphProto = renamed(node.attrs["body"], captured)
+    graph: onnx.GraphProto = renamed(ctx.b, node.attrs["body"], captured)
     states = node.own - (1 if loop else int(node.attrs["num_scan_inputs"]))
     del graph.output[states:]
     for i in saved:
