@@ -116,7 +116,10 @@ def nodes_10000(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Row:
-    """A model, the rule sets to compile it with, and its limits (None: none)."""
+    """A model, the rule sets to compile it with, and its limits (None: none); `seconds` are the processor's.
+
+    On a quiet machine the clock shows no more than the processor's seconds, as compiling uses one core.
+    """
 
     make: Callable[[Path], Path]
     rules: tuple[str, ...]
@@ -132,8 +135,8 @@ ROWS = {
 }
 
 
-def measured(source: Path, rule: str) -> tuple[float, float, float]:
-    """Seconds, peak memory in MB and growth in MB of one run of the command line."""
+def measured(source: Path, rule: str) -> tuple[float, float, float, float]:
+    """Seconds by the clock and of the processor, peak memory in MB and growth in MB of one run of the command line."""
     output = source.with_suffix(".explained.onnx")
     output.unlink(missing_ok=True)
     command = [sys.executable, "-m", "xaicompile", str(source), "--rule", rule, "--no-check", "-o", str(output)]
@@ -147,7 +150,7 @@ def measured(source: Path, rule: str) -> tuple[float, float, float]:
     growth = (output.stat().st_size - source.stat().st_size) / 1e6
     output.unlink()
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB on Linux
-    return seconds, usage.ru_maxrss * unit / 1e6, growth
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6, growth
 
 
 def cell(value: float, limit: float | None) -> str:
@@ -166,7 +169,9 @@ def main() -> None:
         print(*(ROWS[name].make(options.folder) for name in options.names))
         return
     missed = False
-    print("| model | file, MB | rule | seconds | peak memory, MB | growth, MB |\n|---|---|---|---|---|---|")
+    print(
+        "| model | file, MB | rule | seconds | processor seconds | peak memory, MB | growth, MB |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name in options.names or ROWS:
             row = ROWS[name]
@@ -175,7 +180,7 @@ def main() -> None:
             source = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
             for rule in row.rules:
                 values = measured(source, rule)
-                limits = (row.seconds, row.peak_mb, row.growth_mb)
+                limits = (None, row.seconds, row.peak_mb, row.growth_mb)
                 missed |= any(limit is not None and v >= limit for v, limit in zip(values, limits, strict=True))
                 cells = " | ".join(cell(v, limit) for v, limit in zip(values, limits, strict=True))
                 print(f"| {name} | {source.stat().st_size / 1e6:.1f} | {rule} | {cells} |", flush=True)
