@@ -169,9 +169,8 @@ def main() -> None:
         print(*(ROWS[name].make(options.folder) for name in options.names))
         return
     missed = False
-    print(
-        "| model | file, MB | rule | seconds | processor seconds | peak memory, MB | growth, MB |\n|---|---|---|---|---|---|---|"
-    )
+    print("| model | file, MB | rule | seconds | processor seconds | peak memory, MB | growth, MB |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for name in options.names or ROWS:
             row = ROWS[name]
