@@ -403,3 +403,21 @@ def test_weights_inside_subgraphs_are_held_once_more_however_deep() -> None:
     u = feed["x"] @ data(70, 70)
     want = np.outer(np.sin(2 * u[:, 1]), data(70, 70)[:, 1]).reshape(2, 70)
     np.testing.assert_allclose(run(made, feed)["relevance"], want, rtol=1e-3, atol=1e-3)
+
+
+def test_a_recurrent_node_inside_a_branch() -> None:
+    weights = {"W": data(1, 4, 3, seed=1), "R": data(1, 4, 4, seed=2)}
+    node = 'RNN<hidden_size = 4, activations = ["Softsign"]>(x, W, R)'
+    plain = net("(float[T,N,3] x) => (float[1,N,4] h)", f"y, h = {node}", **weights)
+    body = f"""
+        h = If (flag) <
+            then_branch = yes () => (float[1,N,4] h1) {{ y, h1 = {node} }},
+            else_branch = no () => (float[1,N,4] h2) {{ y2, h2 = RNN<hidden_size = 4>(x, W, R) }}
+        >"""
+    branch = net("(float[T,N,3] x, bool flag) => (float[1,N,4] h)", body, **weights)
+    feed = {"x": data(5, 2, 3, seed=5)}
+    options = {"explain_output": "h", "explain_reduce": "sum"}
+    for rule in ("gradient", "lrp-epsilon"):
+        left = run(xaicompile.compile(plain, rule, **options), feed)["relevance"]  # type: ignore[arg-type]
+        right = run(xaicompile.compile(branch, rule, **options), {**feed, "flag": np.asarray(True)})["relevance"]  # type: ignore[arg-type]
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)

@@ -159,7 +159,12 @@ def inlined(
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """A node's attributes, text as str."""
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+    return {k: [text(i) for i in v] if isinstance(v, list) else text(v) for k, v in values.items()}
+
+
+def text(value: Any) -> Any:
+    """Bytes as text; anything else as it is."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def constant(node: onnx.NodeProto) -> np.ndarray:
