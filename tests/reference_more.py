@@ -5,6 +5,7 @@ What is wrong in onnx 1.23's own evaluator:
 * ``LpNormalization`` leaves out the absolute value, which shows for p = 1.
 * ``GridSample``, and through it ``DeformConv``, rounds coordinates to float32, and moves coordinates to the border even
   where the kernel is cubic, unlike ONNX Runtime and torch; ``AffineGrid`` computes in float32.
+* ``CausalConvWithState`` rounds to float32 under an activation; ``Scatter`` is missing.
 * ``GroupNormalization`` and ``MeanVarianceNormalization`` are function bodies that mix in float32.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_causal_conv_with_state import CausalConvWithState as Plain
 
 
 class LpNormalization(OpRun):
@@ -121,12 +123,30 @@ class MaxUnpool(OpRun):
         return (y.reshape(shape),)
 
 
+class Scatter(OpRun):
+    """What ScatterElements was called before opset 11, which the evaluator has not."""
+
+    def _run(self, x, indices, updates, axis=None):  # type: ignore[no-untyped-def]
+        y, places = x.copy(), list(np.indices(indices.shape))
+        places[axis or 0] = indices
+        y[tuple(places)] = updates
+        return (y,)
+
+
+class CausalConvWithState(Plain):
+    def _run(self, *x, activation=None, **attrs):  # type: ignore[no-untyped-def]
+        y, state = super()._run(*x, activation="none", **attrs)
+        return (y if activation in (None, "none") else y / (1 + np.exp(-y))), state
+
+
 MORE_OPS: list[type[OpRun]] = [
     AffineGrid,
+    CausalConvWithState,
     DeformConv,
     LpNormalization,
     GroupNormalization,
     MeanVarianceNormalization,
     GridSample,
     MaxUnpool,
+    Scatter,
 ]

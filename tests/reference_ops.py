@@ -125,6 +125,8 @@ class ConvTranspose(OpRun):
             (n - 1) * s + d * (k - 1) + 1 + e
             for n, s, d, k, e in zip(x.shape[2:], strides, dilations, w.shape[2:], extra, strict=True)
         ]
+        if output_shape is not None:  # more than there is: zeros behind
+            full = [max(f, o) for f, o in zip(full, output_shape[-rank:], strict=True)]
         pad = self._pads(full, x.shape[2:], strides, pads, auto_pad or "NOTSET", output_shape)
         n, channels = x.shape[0], w.shape[1] * group
         xg = x.reshape(n, group, x.shape[1] // group, *x.shape[2:])

@@ -24,7 +24,7 @@ ELSEWHERE = {
 NOTHING_TO_DIFFERENTIATE = {
     *("And", "Or", "Xor", "Not"),  # bool
     *("BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),  # integers
-    *("Constant", "ConstantOfShape", "EyeLike", "Range", "Unique", "Hardmax"),  # carry nothing
+    *("Constant", "ConstantOfShape", "EyeLike", "Hardmax", "MelWeightMatrix"),  # carry nothing
     *("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),  # random
 }
 

@@ -34,7 +34,7 @@ def mul(ctx: Context) -> Messages:
     return gate(ctx) if ctx.need[0] and ctx.need[1] else ctx.vjp()
 
 
-@relevance("MatMul", "Gemm")
+@relevance("MatMul", "Gemm", "Conv", "ConvTranspose")
 def matmul(ctx: Context) -> Messages:
     """LRP-0 with one constant side, else half to each operand (AttnLRP)."""
     if linear_of(ctx) is not None:

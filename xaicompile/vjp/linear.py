@@ -9,7 +9,8 @@ import numpy as np
 
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Linear, Message, Messages, vjp
-from xaicompile.vjp.shape import rank_of
+from xaicompile.vjp.kernels import into_kernel
+from xaicompile.vjp.shape import joined, rank_of
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,18 @@ def turned_kernel(b: Builder, w: Tensor, group: int) -> Tensor:
 
 @vjp("Conv", linear=Linear())
 def conv(ctx: Context) -> Messages:
-    """Data: the transposed convolution; bias: c summed over batch and space."""
-    weight = ctx.node.inp(1)
-    window = window_of(ctx, kernel_size(ctx, weight), ctx.x)
-    into_x = conv_transposed(ctx.b, ctx.c, weight, window, int(ctx.attr("group")), ctx.x) if ctx.need[0] else None
-    return [into_x, None, into_bias(ctx)][: len(ctx.node.x)]
+    """Data: the transposed convolution; bias: c summed over batch and space; the kernel where it is data."""
+    b, c, x, weight, group = ctx.b, ctx.c, ctx.x, ctx.node.inp(1), int(ctx.attr("group"))
+    window = window_of(ctx, kernel_size(ctx, weight), x)
+    into_x = conv_transposed(b, c, weight, window, group, x) if ctx.need[0] else None
+    into_w = None
+    if ctx.need[1]:
+        behind = [max(e, p) for e, p in zip(window.extent, window.end or window.extent, strict=True)]
+        two = ints(b, [0, 0])
+        pads = joined(b, [two, start_of_padding(b, c, window, x), two, ints(b, behind)])
+        steps = list(window.strides), list(window.dilations)
+        into_w = into_kernel(b, b.Pad(x, pads), c, weight, steps, group)
+    return [into_x, into_w, into_bias(ctx)][: len(ctx.node.x)]
 
 
 def into_bias(ctx: Context, i: int = 2) -> Message:
@@ -183,7 +191,11 @@ def conv_transpose(ctx: Context) -> Messages:
     into_x = b.op(
         "Conv", padded, weight, strides=strides, dilations=dilations, pads=pads, group=group, shape=ctx.x.shape
     )
-    return [into_x if ctx.need[0] else None, None, into_bias(ctx)][: len(ctx.node.x)]
+    into_w = None
+    if ctx.need[1]:
+        whole = b.Pad(padded, [0, 0, *pads[:n], 0, 0, *pads[n:]]) if any(pads) else padded
+        into_w = into_kernel(b, whole, ctx.x, weight, (strides, dilations), group)
+    return [into_x if ctx.need[0] else None, into_w, into_bias(ctx)][: len(ctx.node.x)]
 
 
 def shifted(b: Builder, c: Tensor, begin: Sequence[int], end: Sequence[int]) -> tuple[Tensor, list[int]]:

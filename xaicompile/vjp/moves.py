@@ -17,12 +17,32 @@ stop("ReverseSequence", 1)
 stop("Compress", 1)
 stop("TensorScatter", 2)
 stop("CumProd", 1)
+stop("Range", 1)
 
 
 @vjp("OptionalGetElement", layout=True)
 def optional_get_element(ctx: Context) -> Messages:
     """c."""
     return [ctx.c]
+
+
+@vjp("Range")
+def range_(ctx: Context) -> Messages:
+    """The start gets all of c, the step gets c times how often it was taken."""
+    b, c = ctx.b, ctx.c
+    steps = b.CastLike(positions(b, c, 0), c)
+    return [b.sum_axes(c, [0]), None, b.sum_axes(c * steps, [0])]
+
+
+@vjp("Unique", layout=True)
+def unique(ctx: Context) -> Messages:
+    """c to the first of each value, where the indices are an output of the node."""
+    b, axis = ctx.b, ctx.attr("axis")
+    if len(ctx.node.y) < 2 or ctx.node.y[1] is None:
+        raise UnsupportedError(f"{ctx.node}: no gradient without its indices; make them an output of the node")
+    x, first = ctx.x if axis is not None else b.Reshape(ctx.x, [-1]), ctx.node.out(1)
+    at = int(axis or 0) % rank_of(x)
+    return [b.reshape_like(scatter_add(b, b.zeros_like(x), along(b, first, ctx.c, at), ctx.c, at), ctx.x)]
 
 
 @vjp("ReverseSequence", layout=True)

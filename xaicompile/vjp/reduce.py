@@ -130,9 +130,23 @@ def others_product(b: Builder, x: Tensor, axes: Tensor | None, noop: int = 0) ->
 
 @vjp("Softmax")
 def softmax(ctx: Context) -> Messages:
-    """y (c - sum(c y))."""
-    axis = [int(ctx.attr("axis"))]
-    return [ctx.y * (ctx.c - ctx.b.sum_axes(ctx.c * ctx.y, axis, keepdims=True))]
+    """y (c - sum(c y)); where a Where replaces rows that are masked as a whole, nothing for those, which are NaN."""
+    b, y, axis = ctx.b, ctx.y, [int(ctx.attr("axis"))]
+    if is_replaced(ctx):
+        y = ctx.where(b.IsNaN(y), 0.0, y)
+    return [y * (ctx.c - b.sum_axes(ctx.c * y, axis, keepdims=True))]
+
+
+def is_replaced(ctx: Context) -> bool:
+    """True if a Where chooses between the output and something else."""
+    names = {ctx.y.name}
+    for view in ctx.facts.program.views:
+        if any(x is not None and x.name in names for x in view.x[:3]):
+            if view.op == "Where":
+                return True
+            if view.op == "Cast":
+                names.add(view.out(0).name)
+    return False
 
 
 @vjp("LogSoftmax")

@@ -166,7 +166,7 @@ def depth_to_space(ctx: Context) -> Messages:
 @vjp("SpaceToDepth", layout=True)
 def space_to_depth(ctx: Context) -> Messages:
     """DepthToSpace."""
-    return [ctx.b.DepthToSpace(ctx.c, blocksize=int(ctx.attr("blocksize")), mode="DCR")]
+    return [ctx.b.DepthToSpace(ctx.c, blocksize=int(ctx.attr("blocksize")), mode=ctx.attr("mode", "DCR"))]
 
 
 @vjp("CumSum", degree=1)
