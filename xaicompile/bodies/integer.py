@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from xaicompile.bodies.contrib import DOMAIN, plus
-from xaicompile.bodies.quantised import Quantised, Scale, given, integer
+from xaicompile.bodies.quantised import Quantised, given, integer
+from xaicompile.bodies.scales import Scale
 from xaicompile.ir import Builder, Tensor, View
 
 Make = Callable[[], Tensor]
@@ -37,7 +38,7 @@ def conv(s: Quantised, v: View) -> None:
     x, w = operand(s, v, 0), operand(s, v, 3, axis=0)
     bias = None
     if v.has(8):
-        bias = s.dequantised(v.inp(8), Scale(s.b.Reshape(v.inp(1), [1]) * v.inp(4), None, 0))
+        bias = Scale(s.b.Reshape(v.inp(1), [1]) * v.inp(4), None, 0).dequantised(s.b, v.inp(8))
     attrs = {k: a for k, a in v.attrs.items() if k != "channels_last"}
     last = bool(v.attrs.get("channels_last", 0))
 
@@ -59,7 +60,7 @@ def gemm(s: Quantised, v: View) -> None:
     """Gemm, in float where no scale of the output is given."""
     ta, tb, alpha = int(v.attrs.get("transA", 0)), int(v.attrs.get("transB", 0)), float(v.attrs.get("alpha", 1.0))
     a, w = operand(s, v, 0), operand(s, v, 3, axis=0 if tb else 1)
-    addend = s.dequantised(v.inp(6), Scale(v.inp(1) * v.inp(4) * alpha, None, -1)) if v.has(6) else None
+    addend = Scale(v.inp(1) * v.inp(4) * alpha, None, -1).dequantised(s.b, v.inp(6)) if v.has(6) else None
 
     def make() -> Tensor:
         return s.b.Gemm(a, w, addend, transA=ta, transB=tb, alpha=alpha)
@@ -170,7 +171,7 @@ def accumulated(s: Quantised, v: View, op: str, axes: tuple[int, int]) -> None:
         return
     q = v.out()
     scale = Scale(scales[0] if len(scales) == 1 else scales[0] * scales[1])
-    y = s.dequantised(q, scale)
+    y = scale.dequantised(s.b, q)
     s.scales[q.name], s.read[q.name] = scale, y
     s.add(View(op, [left[0], right[0]], [y], dict(v.attrs), v.name, since=s.p.opset, nodes=v.nodes))
 
@@ -200,7 +201,7 @@ def dynamic_matmul(s: Quantised, v: View) -> None:
     """MatMul with a bias; the data is rounded inside, which the result's view takes as its own rounding."""
     x, y = s.reading(v.x[0]), v.out()
     assert x is not None
-    w = s.dequantised(v.inp(1), Scale(v.inp(2), given(v, 3), -1))
+    w = Scale(v.inp(2), given(v, 3), -1).dequantised(s.b, v.inp(1))
     z = s.recorded(v, lambda: plus(s.b.MatMul(x, w), given(v, 4)))
     y.dtype, y.shape = y.dtype or z.dtype, y.shape or z.shape
     s.add(View("QuantizeLinear", [z], [y], name=f"{v.name}/rounded", since=s.p.opset, nodes=v.nodes))

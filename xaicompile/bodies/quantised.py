@@ -6,21 +6,19 @@ all of its message on, apart from where a value lies outside the range of the in
 
 A runtime that finds an op between DequantizeLinear and QuantizeLinear computes all three in integers, unless somebody
 reads what is between them, or on some processors even the integers: that would change the prediction. What is
-explained there is computed once more in float, from the input on (`shadow`, `emulated`).
+explained there is computed once more in float, from the input on (`shadow`, `Scale.rounded`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
-from onnx import helper
 
 from xaicompile import registry
 from xaicompile.bodies.record import Recorder, infer
-from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.bodies.scales import Scale, key
+from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.build import merged
 from xaicompile.passes.canonical import AFFINE
 
@@ -28,7 +26,6 @@ Handler = Callable[["Quantised", View], None]
 HANDLERS: dict[tuple[str, str], Handler] = {}
 MOVES = {"MaxPool", "Max", "Min", "Identity"}  # besides layout ops: their results are among their inputs
 ENDS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Add", "Sum"}  # after which nets have a ReLU
-SMALL_TYPES = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
 
 
 def integer(op: str, *domains: str) -> Callable[[Handler], Handler]:
@@ -39,33 +36,6 @@ def integer(op: str, *domains: str) -> Callable[[Handler], Handler]:
         return function
 
     return add
-
-
-@dataclass(frozen=True)
-class Scale:
-    """An integer tensor q stands for (q - zero) * scale, per tensor, along an axis, or in blocks along it."""
-
-    scale: Tensor
-    zero: Tensor | None = None
-    axis: int = 1
-    block: int = 0
-
-    @property
-    def per_tensor(self) -> bool:
-        """True if one number holds for all elements."""
-        return self.scale.rank == 0 or self.scale.static == (1,)
-
-    def same(self, other: Scale) -> bool:
-        """True if both are known to be equal."""
-        axes = self.per_tensor or (self.axis == other.axis and self.block == other.block)
-        return axes and key(self.scale) == key(other.scale) and key(self.zero) == key(other.zero)
-
-
-def key(t: Tensor | None) -> object:
-    """Something that equal constants have in common; a zero point that is left out is zero."""
-    if t is None or (t.value is not None and not np.any(t.value)):
-        return 0
-    return t.name if t.value is None else tuple(np.asarray(t.value, np.float64).reshape(-1).tolist())
 
 
 def given(v: View, i: int) -> Tensor | None:
@@ -168,69 +138,20 @@ class Quantised:
         assert known is not None
         return known
 
-    # Integers and what they stand for
-
-    def dequantised(self, q: Tensor, scale: Scale) -> Tensor:
-        """(q - zero) * scale, in ops that a runtime folds where q is a constant; no view makes it."""
-        with self.b.recorded():
-            x = self.b.Cast(q, to=helper.np_dtype_to_tensor_dtype(scale.scale.dtype))
-            if key(scale.zero) != 0 and scale.zero is not None:
-                x = x - self.b.CastLike(self.spread(scale.zero, q, scale), x)
-            if key(scale.scale) != (1.0,):
-                x = x * self.spread(scale.scale, q, scale)
-        x.shape = merged(x.shape, q.shape)
-        return x
-
-    def emulated(self, x: Tensor, q: Tensor, scale: Scale) -> Tensor:
-        """x rounded as QuantizeLinear does it, in float; no view makes it."""
-        with self.b.recorded():
-            step, zero = self.spread(scale.scale, q, scale), self.zero(q, scale, x)
-            low, high = limits(q)
-            if low == -math.inf:  # a float of 8 bits
-                kind = helper.np_dtype_to_tensor_dtype(q.dtype)
-                return self.b.CastLike(self.b.Cast(x / step, to=kind), x) * step
-            whole = self.b.Round(x / step)
-            if scale.per_tensor and zero.value is not None:
-                offset = float(zero.value.reshape(-1)[0])
-                whole = self.b.Clip(whole, low - offset, high - offset)
-            else:
-                whole = self.b.Min(self.b.Max(whole, low - zero), high - zero)
-            return whole * step
-
-    def spread(self, t: Tensor, q: Tensor, scale: Scale) -> Tensor:
-        """A scale or zero point shaped to broadcast over q."""
-        if scale.per_tensor or q.rank is None or t.rank is None:
-            return t
-        axis = scale.axis % q.rank
-        if t.rank == 1:
-            behind = list(range(1, q.rank - axis))
-            return self.b.Unsqueeze(t, behind) if behind else t
-        if not scale.block:
-            return t
-        size = (q.shape or ())[axis]
-        assert isinstance(size, int), f"{q!r} is quantised in blocks along an axis of unknown size"
-        return self.b.Gather(t, self.b.const(np.arange(size, dtype=np.int64) // scale.block), axis=axis)
-
     def as_read(self, view: View, q: Tensor, scale: Scale) -> Tensor:
         """What q stands for with a certain scale, where it may have been made with another."""
         known = self.scales.get(q.name)
         if known is None:
-            return self.dequantised(q, scale)
+            return scale.dequantised(self.b, q)
         x = self.read[q.name]
         if known.same(scale):
             return x
         with self.b.recorded():
-            factor = self.spread(scale.scale, q, scale) / self.spread(known.scale, q, known)
-            shift = self.zero(q, known, scale.scale) - self.zero(q, scale, scale.scale)
-            shift = shift * self.spread(scale.scale, q, scale)
+            step = scale.step(self.b, q)
+            factor = step / known.step(self.b, q)
+            shift = (known.offset(self.b, q, step) - scale.offset(self.b, q, step)) * step
         moved = key(known.zero) != key(scale.zero)
         return self.recorded(view, lambda: x * factor + shift if moved else x * factor)
-
-    def zero(self, q: Tensor, scale: Scale, like: Tensor) -> Tensor:
-        """A zero point as a float."""
-        if scale.zero is None:
-            return self.b.const(np.zeros((), like.dtype))
-        return self.b.CastLike(self.spread(scale.zero, q, scale), like)
 
     def land(self, view: View, x: Tensor, scale: Scale, value: Tensor | None = None, clips: bool = True) -> None:
         """Reads the view's integer output as x, rounded; `value` is what is rounded, where that is not x itself."""
@@ -243,16 +164,18 @@ class Quantised:
             return
         self.scales[q.name] = scale
         if view.op == "QuantizeLinear" and all(v.op == "DequantizeLinear" for v in self.readers[q.name]):
-            y = self.emulated(value or x, q, scale)
+            y = scale.rounded(self.b, value or x, q)
             self.rough.add(q.name)
         else:
-            y = self.dequantised(q, scale)
+            y = scale.dequantised(self.b, q)
         if self.folds(x, q):
             self.read[q.name], self.values[q.name] = x, y
             self.rough.add(q.name)
             return
         self.read[q.name] = y
-        inside = self.recorded(view, lambda: clipped(self, x, q, scale)) if clips else x
+        made = self.makers.get(x.name)
+        relu = made is not None and made.op in ENDS
+        inside = self.recorded(view, lambda: scale.clipped(self.b, x, q, relu)) if clips else x
         self.add(View("QuantizeLinear", [inside], [y], name=view.name, since=self.p.opset, nodes=view.nodes))
 
     def folds(self, x: Tensor, q: Tensor) -> bool:
@@ -290,13 +213,13 @@ class Quantised:
             for i, t in enumerate(view.x)
         ]
         if view.op == "Pad" and not view.has(2) and key(scale.zero) != 0:
-            value = self.dequantised(self.b.const(np.zeros((), q.dtype)), scale)
+            value = scale.dequantised(self.b, self.b.const(np.zeros((), q.dtype)))
             x = [x[0], x[1], self.b.Reshape(value, self.b.const(np.zeros(0, np.int64))), *x[3:]]
         y: list[Tensor | None] = []
         for t in view.y:
             if t is not None and t.dtype == q.dtype:
                 self.scales[t.name] = scale
-                self.read[t.name] = self.dequantised(t, scale)
+                self.read[t.name] = scale.dequantised(self.b, t)
             y.append(self.reading(t))
         self.add(view.varied(x=x, y=y))
 
@@ -344,35 +267,6 @@ class Quantised:
         return len(after) == 1 and activation and only.y[0] is not None and self.in_a_unit(only.out())
 
 
-def limits(q: Tensor) -> tuple[float, float]:
-    """The range of an integer type; no limits for others."""
-    if q.dtype is not None and q.dtype.kind in "iu":
-        return float(np.iinfo(q.dtype).min), float(np.iinfo(q.dtype).max)
-    return SMALL_TYPES.get(str(q.dtype), (-math.inf, math.inf))
-
-
-def clipped(state: Quantised, x: Tensor, q: Tensor, scale: Scale) -> Tensor:
-    """x inside the range of q, half a step added at either end.
-
-    A range that begins with zero clips as a ReLU does, and where quantisers leave a ReLU out for that, it is one.
-    """
-    low, high = limits(q)
-    if low == -math.inf:
-        return x
-    b: Builder = state.b
-    s, z = scale.scale.value, np.zeros(1) if scale.zero is None else scale.zero.value
-    if scale.per_tensor and s is not None and z is not None:
-        step, zero = float(s.reshape(-1)[0]), int(z.reshape(-1)[0])
-        top, made = (high - zero + 0.5) * step, state.makers.get(x.name)
-        if zero != low:
-            return b.Clip(x, (low - zero - 0.5) * step, top)
-        return b.Clip(b.Relu(x), 0.0, top) if made is not None and made.op in ENDS else b.Clip(x, 0.0, top)
-    with b.recorded():
-        size, offset = state.spread(scale.scale, q, scale), state.zero(q, scale, x)
-        ends = [(low - 0.5 - offset) * size, (high + 0.5 - offset) * size]
-    return b.Min(b.Max(x, ends[0]), ends[1])
-
-
 @integer("QuantizeLinear", "", "com.microsoft")
 def quantize(state: Quantised, v: View) -> None:
     """The float, rounded."""
@@ -394,7 +288,7 @@ def dequantize(state: Quantised, v: View) -> None:
         if q.name in state.values:
             state.values[y.name] = state.values[q.name]
     elif maker is not None and maker.op == "Gather" and maker.inp(0).constant and scale.per_tensor:
-        table = state.dequantised(maker.inp(0), scale)  # an embedding: its rows are looked up in float
+        table = scale.dequantised(state.b, maker.inp(0))  # an embedding: its rows are looked up in float
         state.add(maker.varied(x=[table, maker.x[1]], y=[y], name=v.name, nodes=v.nodes))
     else:
         state.add(v)
