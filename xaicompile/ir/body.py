@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,7 @@ def inlined(
     stem: str,
     nodes: tuple[str, ...],
     results: Mapping[str, Tensor] | None = None,
+    done: Callable[[View], object] = bool,
 ) -> list[View]:
     """Emits the nodes of a subgraph once more and returns them as views.
 
@@ -120,6 +121,7 @@ def inlined(
         stem: Prefix of the views' names.
         nodes: The forward nodes that the views read.
         results: Tensors that the forward graph has already and that the views shall make.
+        done: Called with each view before the next node is emitted.
     """
     known[""] = None
     views: list[View] = []
@@ -153,6 +155,7 @@ def inlined(
                 captured=tuple(captured),
             )
         )
+        done(views[-1])
     return views
 
 

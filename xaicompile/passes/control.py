@@ -14,7 +14,7 @@ import onnx
 
 from xaicompile.backward import Picked
 from xaicompile.errors import UnsupportedError
-from xaicompile.facts import Facts, find_constants
+from xaicompile.facts import Facts, find_constants, fold
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.body import BodyBuilder, common, inlined
 from xaicompile.ir.build import merged, type_and_shape
@@ -91,7 +91,7 @@ def taken(p: Program, view: View) -> list[View] | None:
     known: dict[str, Tensor | None] = dict(zip(view.captured, view.x[view.own :], strict=True))
     results = {o.name: y for o, y in zip(graph.output, view.y, strict=True) if y is not None}
     with p.builder.scope(view.name):
-        views = inlined(p.builder, graph, known, view.name, view.nodes, results)
+        views = inlined(p.builder, graph, known, view.name, view.nodes, results, done=fold)
         for name, y in results.items():
             if known[name] is not y:  # a constant, or a value from outside
                 views.append(View("Identity", [known[name]], [y], {}, f"{view.name}/Identity", nodes=view.nodes))
@@ -139,7 +139,7 @@ def opened(p: Program, facts: Facts, view: View, graph: onnx.GraphProto) -> Body
     with b.scope(view.name):
         inputs = [formal(b, view, i, graph.input[i]) for i in range(len(graph.input))]
         known |= {i.name: t for i, t in zip(graph.input, inputs, strict=True)}
-        sub.views = inlined(b, graph, known, view.name, view.nodes)
+        sub.views = inlined(b, graph, known, view.name, view.nodes, done=fold)
     outputs = [t for o in graph.output if (t := known[o.name]) is not None]
     sub.tensors = {t.name: t for t in (*adopted, *inputs, *outputs)}
     sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}

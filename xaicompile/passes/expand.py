@@ -11,7 +11,7 @@ from onnx import helper, inliner
 
 from xaicompile.facts import fold
 from xaicompile.ir import Program, Tensor, View
-from xaicompile.ir.body import constant
+from xaicompile.ir.body import inlined
 from xaicompile.ir.build import listed
 from xaicompile.ir.graph import schema_of
 from xaicompile.passes import recurrent
@@ -36,34 +36,19 @@ def run(p: Program) -> bool:
 
 
 def expanded(p: Program, view: View) -> list[View] | None:
-    """The views of a node's body; None if its schema states none, or one with subgraphs."""
+    """The views of a node's body; None if its schema states none."""
     if not view.domain and view.op in recurrent.CELLS:
         return recurrent.written_out(p, view)
     schema = schema_of(view.op, view.domain, view.since)
     if schema is None or not (schema.has_function or schema.has_context_dependent_function) or view.domain:
         return None
     body = body_of(p, view)
-    if body is None or any(a.HasField("g") for n in body.node for a in n.attribute):
+    if body is None:
         return None
-    b, views = p.builder, []
-    known: dict[str, Tensor | None] = {"": None}
-    known |= {f"x{i}": x for i, x in enumerate(view.x) if x is not None}
+    known: dict[str, Tensor | None] = {f"x{i}": x for i, x in enumerate(view.x) if x is not None}
     results = {f"y{i}": y for i, y in enumerate(view.y) if y is not None}
-    with b.scope(view.name):
-        for i, node in enumerate(body.node):
-            x = [known[n] for n in node.input]
-            if node.op_type == "Constant":
-                known[node.output[0]] = b.const(constant(node))
-                continue
-            attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attrs.items()}
-            made = b.many(node.op_type, len(node.output), *x, **attrs)
-            y = [results.get(n, t) if n else None for n, t in zip(node.output, made, strict=True)]
-            known |= {n: t for n, t in zip(node.output, y, strict=True) if n}
-            name = f"{view.name}/{node.op_type}_{i}"
-            views.append(View(node.op_type, x, list(y), attrs, name, since=p.opset, nodes=view.nodes))
-            fold(views[-1])
-    return views
+    with p.builder.scope(view.name):
+        return inlined(p.builder, body, known, view.name, view.nodes, results, done=fold)
 
 
 def body_of(p: Program, view: View) -> onnx.GraphProto | None:
