@@ -12,7 +12,7 @@ from tests import source
 from tests.cases import Case
 from tests.cases.build import build, explained_inputs
 from tests.cases.table import CASES
-from tests.test_contract import BOX, mixed
+from tests.test_ledger import BOX, mixed
 from xaicompile import registry
 
 # Operators with a kernel in ONNX Runtime's CUDA provider (1.31) for float32, float16 and float64 where they take
