@@ -185,22 +185,47 @@ def control(
     """Emits an If, Loop or Scan once more, its subgraphs reading what the captured names now stand for."""
     attrs = attributes(node)
     graphs = {k: renamed(b, v, captured) for k, v in attrs.items() if isinstance(v, onnx.GraphProto)}
-    return b.typed(node.op_type, x, types_of(node.op_type, attrs, x), **{**attrs, **graphs})
+    return b.typed(node.op_type, x, types_of(b, node.op_type, attrs, x, captured), **{**attrs, **graphs})
 
 
-def types_of(op: str, attrs: Mapping[str, Any], x: Sequence[Tensor | None]) -> list[Type]:
-    """Types of the outputs of an If, Loop or Scan, as far as its subgraphs state them."""
+def types_of(
+    b: Builder, op: str, attrs: Mapping[str, Any], x: Sequence[Tensor | None], captured: Mapping[str, Tensor]
+) -> list[Type]:
+    """Types of the outputs of an If, Loop or Scan."""
     if op == "If":
-        either = zip(attrs["then_branch"].output, attrs["else_branch"].output, strict=True)
-        pairs = [(type_and_shape(p.type), type_and_shape(q.type)) for p, q in either]
-        return [(p[0] or q[0], common(p[1], q[1])) for p, q in pairs]
-    ends = [type_and_shape(o.type) for o in attrs["body"].output]
+        either = [ends_of(b, attrs[k], [], captured) for k in ("then_branch", "else_branch")]
+        return [(p[0] or q[0], common(p[1], q[1])) for p, q in zip(*either, strict=True)]
     if op == "Loop":
-        states = ends[1 : len(x) - 1]
-        return [*states, *(stacked(t, 0) for t in ends[len(x) - 1 :])]
+        counters: list[Type] = [(np.dtype(np.int64), ()), (np.dtype(np.bool_), ())]
+        starts = [type_at(t) for t in x[2:]]
+        ends = ends_of(b, attrs["body"], [*counters, *starts], captured)
+        return [*ends[1 : len(x) - 1], *(stacked(t, 0) for t in ends[len(x) - 1 :])]
     count = len(x) - int(attrs["num_scan_inputs"])
+    axes = attrs.get("scan_input_axes") or [0] * (len(x) - count)
+    steps = [type_at(t, axis) for t, axis in zip(x[count:], axes, strict=True)]
+    ends = ends_of(b, attrs["body"], [*(type_at(t) for t in x[:count]), *steps], captured)
     axes = attrs.get("scan_output_axes") or [0] * (len(ends) - count)
     return [*ends[:count], *(stacked(t, a) for t, a in zip(ends[count:], axes, strict=True))]
+
+
+def type_at(t: Tensor | None, without: int | None = None) -> Type:
+    """A tensor's type, of one step along an axis if one is given."""
+    if t is None or t.shape is None or without is None:
+        return (None, None) if t is None else (t.dtype, t.shape)
+    at = without % len(t.shape)
+    return t.dtype, t.shape[:at] + t.shape[at + 1 :]
+
+
+def ends_of(b: Builder, graph: onnx.GraphProto, given: Sequence[Type], captured: Mapping[str, Tensor]) -> list[Type]:
+    """Types of a subgraph's outputs: as it states them, else found by emitting its nodes for nothing."""
+    stated = [type_and_shape(o.type) for o in graph.output]
+    if all(dtype is not None for dtype, _ in stated):
+        return stated
+    trial = BodyBuilder(b, hoist=False)
+    known: dict[str, Tensor | None] = {name: trial.adopt(t) for name, t in captured.items()}
+    known |= {i.name: trial.input("trial", *t) for i, t in zip(graph.input, given, strict=True)}
+    inlined(trial, graph, known, "trial", ())
+    return [(None, None) if (t := known[o.name]) is None else (t.dtype, t.shape) for o in graph.output]
 
 
 def common(p: Shape | None, q: Shape | None) -> Shape | None:
