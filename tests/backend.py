@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
 import xaicompile
@@ -57,13 +58,18 @@ def is_float(value: onnx.ValueInfoProto) -> bool:
 
 
 @functools.cache
-def models() -> tuple[NodeModel, ...]:
-    """Every test model of a single node with floating-point numbers in and out."""
+def tests() -> dict[str, TestCase]:
+    """The standard's tests of nodes by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tests = load_model_tests(kind="node")
+        return {test.name: test for test in load_model_tests(kind="node")}
+
+
+@functools.cache
+def models() -> tuple[NodeModel, ...]:
+    """Every test model of a single node with floating-point numbers in and out."""
     found = []
-    for test in tests:
+    for test in tests().values():
         graph = test.model.graph
         if len(graph.node) == 1 and any(map(is_float, graph.input)) and any(map(is_float, graph.output)):
             found.append(read(test.name, test.model, test.data_sets[0][0]))
@@ -81,6 +87,9 @@ def widened(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.name in TYPES and attribute.i in FLOATS:
                 attribute.i = TensorProto.DOUBLE
+            if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                value = np.asarray(helper.get_attribute_value(attribute), np.float64)
+                attribute.CopyFrom(helper.make_attribute("value", numpy_helper.from_array(value)))
             if attribute.HasField("g"):
                 widened(attribute.g)
             if attribute.HasField("t"):
@@ -144,10 +153,25 @@ def single_inputs(node: onnx.NodeProto, model: onnx.ModelProto) -> set[int]:
     return {i for i, x in enumerate(stated) if x.type_str == "tensor(float)"}
 
 
-def scalar_of(case: NodeModel, output: str) -> onnx.ModelProto:
-    """The model with a random projection of one output as its output."""
+def twin(case: NodeModel) -> onnx.ModelProto | None:
+    """The function body of the node as a model of its own, which the standard has under a name of its own."""
+    source = tests().get(f"{case.name}_expanded")
+    if source is None:
+        return None
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    widened(model.graph)
+    held = {tensor.name for tensor in case.model.graph.initializer}
+    for value in [v for v in model.graph.input if v.name in held]:
+        model.graph.input.remove(value)
+    model.graph.initializer.extend(case.model.graph.initializer)
+    return model
+
+
+def scalar_of(case: NodeModel, output: str, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    """The model, or another with the same outputs, with a random projection of one output as its output."""
     sample = evaluator(case.model).run([output], case.feed)[0]
-    return project(case.model, {output: np.asarray(sample)}, "float64", SCALAR)
+    return project(model or case.model, {output: np.asarray(sample)}, "float64", SCALAR)
 
 
 def gradients(model: onnx.ModelProto, case: NodeModel) -> Feed:

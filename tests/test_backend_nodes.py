@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.backend import NodeModel, disagreement, gradients, models, scalar_of
+from tests.backend import NodeModel, disagreement, gradients, models, scalar_of, tests, twin
 from xaicompile import registry
 from xaicompile.errors import UnsupportedError
 
@@ -44,6 +44,23 @@ def test_the_gradient_is_that_of_central_differences(cases: list[NodeModel]) -> 
     assert {key: error for key, error in errors.items() if not error <= TOLERANCE} == {}
 
 
+def with_twins() -> Iterator[object]:
+    for op in sorted({case.op for case in models() if compared(case) and f"{case.name}_expanded" in tests()}):
+        yield pytest.param([case for case in models() if case.op == op and case.name not in SKIPS["twins"]], id=op)
+
+
+@pytest.mark.parametrize("cases", with_twins())
+def test_an_operator_and_its_function_body_have_the_same_gradient(cases: list[NodeModel]) -> None:
+    for case in cases:
+        body = twin(case)
+        for output in compared(case) if body is not None else []:
+            with np.errstate(all="ignore"):
+                one, other = (gradients(scalar_of(case, output, model), case) for model in (None, body))
+            for name, gradient in one.items():
+                largest = max(float(np.abs(gradient).max(initial=0)), 1e-9)
+                assert np.abs(gradient - other[name]).max(initial=0) <= 1e-6 * largest, f"{case.name} {output} {name}"
+
+
 @pytest.mark.parametrize("op", SKIPS["refused"])
 def test_what_is_refused_is_refused_in_one_line(op: str) -> None:
     case = next(case for case in models() if case.op == op)
@@ -60,7 +77,7 @@ def test_inputs_that_carry_nothing_do_so_on_purpose() -> None:
 
 def test_every_exception_names_a_model() -> None:
     known = {name for case in models() for name in (case.name, *(f"{case.name} {o}" for o in case.outputs))}
-    assert set(SKIPS["outputs"]) <= known
+    assert set(SKIPS["outputs"]) | set(SKIPS["twins"]) <= known
     assert set(SKIPS["refused"]) | set(SKIPS["opaque"]) <= {case.op for case in models()}
 
 
