@@ -18,6 +18,7 @@ import xaicompile
 from tests.differences import Inputs, assert_gradients, one_node, projected
 from tests.graphs import data, net, run, weight
 from tests.nets import cnn
+from xaicompile import bodies, ir
 from xaicompile.checks import check
 from xaicompile.errors import UnsupportedError
 
@@ -71,6 +72,8 @@ CASES: dict[str, tuple[str, Inputs, Inputs, str, dict]] = {
                         dict(num_heads=2)),
     "attention, other values": ("Attention", {"x": hidden()}, {"w": weight(8, 20) * 3, "b": data(20)}, "x w b",
                                 dict(num_heads=2, qkv_hidden_sizes=[8, 8, 4])),
+    "attention, with a past": ("Attention", {"x": hidden(), "p": data(2, 2, 2, 3, 4)}, QKV, "x w b - p",
+                               dict(num_heads=2, unidirectional=1, outputs=2)),
     "several heads": ("MultiHeadAttention",
                       {"x": hidden(), "k": hidden(length=3, seed=1), "v": hidden(length=3, seed=2)},
                       {"b": data(24)}, "x k v b", dict(num_heads=2)),
@@ -91,6 +94,23 @@ def test_a_gradient_is_that_of_the_runtimes_op(name: str) -> None:
     model = projected(one_node(op, inputs, weights, order, DOMAIN, **attrs), "y0", inputs)
     emitted = assert_gradients(model, inputs)
     assert check(emitted, model, inputs=inputs).passed
+
+
+def test_equal_nodes_are_read_once() -> None:
+    """Two nodes that compute the same: each tensor is made by one view, and both pass their message on."""
+    model = one_node("FusedGemm", {"x": data(3, 4)}, {"w": weight(4, 5)}, "x w", DOMAIN, activation="Relu")
+    model.graph.node.append(helper.make_node("FusedGemm", ["x", "w"], ["z"], domain=DOMAIN, activation="Relu"))
+    model.graph.node.append(helper.make_node("Add", ["y0", "z"], ["y"]))
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5]))
+    del model.graph.output[0]
+    p = ir.load(model)
+    bodies.run(p)
+    made = [y.name for v in p.views for y in v.y if y is not None]
+    assert len(made) == len(set(made))
+    once = net("(float[N,4] x) => (float[N,5] y)", "m = MatMul(x, w)\nr = Relu(m)\ny = Add(r, r)", w=weight(4, 5))
+    feed = {"x": data(3, 4)}
+    expected, found = (run(xaicompile.compile(m, "gradient", target=0), feed)["relevance"] for m in (once, model))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 TRANSFORMER = """

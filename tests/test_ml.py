@@ -144,6 +144,14 @@ def test_missing_values_carry_nothing() -> None:
         np.testing.assert_array_equal(run(emitted, feed)["relevance"], data(2, 4, seed=9) * ~missing)
 
 
+@pytest.mark.parametrize("norm", ["MAX", "L1", "L2"])
+def test_a_row_of_zeros_stays_finite(norm: str) -> None:
+    feed = {"x": np.zeros((2, 4), np.float32)}
+    model = projected(one_node("Normalizer", feed, {}, "x", DOMAIN, norm=norm), "y0", feed)
+    found = run(xaicompile.compile(model, "gradient", explain_output="s", explain_reduce="sum"), feed)
+    assert np.isfinite(found["relevance"]).all()
+
+
 def test_picked_columns_and_labels() -> None:
     columns = np.array([2, 0], np.int64)
     model = one_node("ArrayFeatureExtractor", X, {"i": columns}, "x i", DOMAIN)

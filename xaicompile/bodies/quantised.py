@@ -66,8 +66,7 @@ class Quantised:
     Attributes:
         read: What views read instead of a tensor of the prediction.
         scales: How integer tensors are scaled that depend on data.
-        rough: Tensors whose reading leaves out a rounding on the way, or repeats it in float, so that it is not the
-            prediction's own value.
+        rough: Tensors whose reading leaves out a rounding on the way, so that it is not the prediction's own value.
         values: Where a reading leaves out a rounding: the value with it.
     """
 
@@ -120,8 +119,8 @@ class Quantised:
         """Lets a view make a float tensor of the prediction that others read under its own name."""
         if t is None or t.name not in self.read or not t.is_float or t.constant:
             return
-        op = "QuantizeLinear" if t.name in self.rough else "Identity"
-        self.add(View(op, [self.read[t.name]], [t], name=f"{view.name}/read", since=self.p.opset, nodes=view.nodes))
+        name = f"{view.name}/read"  # by an op whose ledger takes what is between the two
+        self.add(View("QuantizeLinear", [self.read[t.name]], [t], name=name, since=self.p.opset, nodes=view.nodes))
         if t.name not in self.outputs:
             del self.read[t.name]
             self.rough.discard(t.name)
@@ -165,7 +164,6 @@ class Quantised:
         self.scales[q.name] = scale
         if view.op == "QuantizeLinear" and all(v.op == "DequantizeLinear" for v in self.readers[q.name]):
             y = scale.rounded(self.b, value or x, q)
-            self.rough.add(q.name)
         else:
             y = scale.dequantised(self.b, q)
         if self.folds(x, q):
