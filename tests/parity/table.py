@@ -41,7 +41,7 @@ GRADIENTS = f"""## Gradients
 and max-pool winners that ONNX Runtime's forward pass puts on the other side of their kink than float64 does; one of
 them moves a gradient by up to a few per cent, in torch as well. "same side" is the error against torch's float64
 gradient with those kinks put where ONNX Runtime put them: there the bound holds without exception.
-Bounds: f64 {measure.FLOAT64:.0e}; f32 as printed, {measure.FLIPPED:.0e} or twice torch's own error where a kink flips.
+Bounds: f64 {measure.FLOAT64:.0e}; f32 as printed, {measure.FLIPPED:.0e} where a kink flips.
 Guided backprop and deconvnet against zennit (equal to captum), where hooks can see every ReLU.
 """
 BOOKS = f"""## Books

@@ -38,7 +38,7 @@ class Entry:
 
 ZOO: dict[str, Entry] = {
     "alexnet": Entry(size=224),
-    "vgg16": Entry(size=224),
+    "vgg16": Entry(size=224, seed=14),
     "vgg11_bn": Entry(size=224, seed=2),
     "resnet18": Entry(),
     "resnet50": Entry(),
