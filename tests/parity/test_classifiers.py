@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torchvision")
 
-from . import classifiers  # noqa: E402
+from . import classifiers
 
 CHOSEN = [
     ("swin_t", "legacy"),
