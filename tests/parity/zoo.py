@@ -194,7 +194,7 @@ def _dynamo(model: nn.Module, example: Tensor, path: Path) -> None:
             (example,),
             str(path),
             dynamo=True,
-            external_data=False,
+            external_data=sum(p.nbytes for p in model.parameters()) > 1 << 30,
             verbose=False,
             input_names=["x"],
             output_names=["logits"],
