@@ -310,7 +310,7 @@ def test_what_has_no_gradient_inside_a_subgraph_is_named() -> None:
             then_branch = yes () => (float[N,3] a) { a = Bernoulli(x) },
             else_branch = no () => (float[N,3] b) { b = Sin(x) }
         >"""
-    with pytest.raises(UnsupportedError, match=r"Bernoulli .* inside a subgraph is random"):
+    with pytest.raises(UnsupportedError, match=r"Bernoulli '.*' \(subgraph\): it is random"):
         compile_model(net(f"({X}, bool flag) => (float[N,3] y)", body), "gradient")
 
 

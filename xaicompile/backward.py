@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xaicompile import registry
+from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import Facts
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.registry import Context, Message, Messages, Relevance, Rule
@@ -94,7 +95,12 @@ def backward(
                 continue
             picked = pick(view)
             kept: list[Tensor] | None = None if ledger is None else ledger.setdefault(view.name, [])
-            for messages in through(b, view, flows, need, facts, picked, kept):
+            try:
+                passed = through(b, view, flows, need, facts, picked, kept)
+            except UnsupportedError as error:
+                error.gaps = error.gaps or (Gap(view.name, view.op, view.domain, view.since, "no rule", str(error)),)
+                raise
+            for messages in passed:
                 for i, (x, m) in enumerate(zip(view.x, messages, strict=False)):
                     if x is not None and m is not None and need[i]:
                         arrived.setdefault(x.name, []).append(fitted(b, x, m))

@@ -12,7 +12,7 @@ import click
 
 from xaicompile import summary
 from xaicompile._version import __version__
-from xaicompile.errors import CheckFailed, OutputError, RuleError, XaiCompileError
+from xaicompile.errors import CheckFailed, OutputError, RuleError, UnsupportedError, XaiCompileError
 
 if TYPE_CHECKING:
     from xaicompile.checks import CheckReport
@@ -269,15 +269,27 @@ def ops_command(as_json: bool) -> None:
 @preprocess_options
 @json_option
 def inspect_command(model: str, as_json: bool, **options: Any) -> None:
-    """List each node of MODEL with its rule, the reason for it, and what is known about it. Writes nothing."""
-    compiled = _compile(model, options)
+    """List each node of MODEL with its rule, the reason for it, and what is known about it. Writes nothing.
+
+    A node that can't be explained is listed as unsupported, with the kind of gap that it is: no rule (for the
+    operator, or for this form of it), subgraph (something inside an If, Loop or Scan), or domain (an operator of
+    another domain).
+    """
+    try:
+        compiled = _compile(model, options)
+    except UnsupportedError as error:
+        if as_json and error.gaps:
+            nodes = [asdict(a) for a in summary.with_gaps(error.assignments, error.gaps)]
+            _json({"nodes": nodes, "gaps": [asdict(gap) for gap in error.gaps]})
+        elif error.gaps:
+            click.echo("\n".join(summary.of_rules(summary.with_gaps(error.assignments, error.gaps))))
+        raise
     if as_json:
         nodes = [asdict(assignment) for assignment in compiled.assignments]
-        _json({"nodes": nodes, "cut": compiled.cut, "notes": compiled.notes, "relevance": compiled.relevance})
+        result = {"nodes": nodes, "cut": compiled.cut, "notes": compiled.notes, "relevance": compiled.relevance}
+        _json({**result, "gaps": []})
         return
-    rows = [("node", "op", "rule", "reason", "facts")]
-    rows += [(a.node, a.op, a.rule, a.reason, a.facts) for a in compiled.assignments]
-    click.echo("\n".join(summary.table(rows)))
+    click.echo("\n".join(summary.of_rules(compiled.assignments)))
     for line in [*(f"cut: {cut}" for cut in compiled.cut), *compiled.notes]:
         click.echo(line)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from xaicompile import bodies, ir, registry, relevance, tokens, vjp
+from xaicompile import bodies, gaps, ir, registry, relevance, tokens, vjp
 from xaicompile import composite as composites
 from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
@@ -22,7 +22,7 @@ from xaicompile.errors import OutputError, RuleError, UnsupportedError
 from xaicompile.explained import Explained, Given, choose_inputs, choose_output, seed_of, total_per_sample
 from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
-from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir import Program, Tensor
 from xaicompile.ir.model import ModelLike
 from xaicompile.passes import canonical, control, expand
 
@@ -127,21 +127,23 @@ def compile_model(
     taps = [tapped(p, facts, name) for name in layers]
     views = control.on_the_way(p, facts, [end.tensor])
     control.open_bodies(p, facts, views)
-    refuse_unsupported(control.inside(views))
     choices = composites.assign(rules, views, facts)
     for known_there, there in [(facts, views), *((body.facts, body.views) for _, body in control.each_body(views))]:
         known_there.trust_activations(v for v in there if choices[v].rule in RECTIFYING)
+    assignments = [described(choices[v], seen) for v, seen in control.inside_facts(views, facts)]
+    gaps.refuse(control.inside(views), assignments)
 
     seed = seed_of(p, end, inputs[0].tensor, target, explain_reduce)
     kept: Ledger | None = {} if ledger else None
-    found = backward(
-        p,
-        facts,
-        {end.tensor.name: seed.cotangent},
-        [t.name for t in (*starts, *taps)],
-        lambda view: choices[view].picked,
-        ledger=kept,
-    )
+    with gaps.told(assignments):
+        found = backward(
+            p,
+            facts,
+            {end.tensor.name: seed.cotangent},
+            [t.name for t in (*starts, *taps)],
+            lambda view: choices[view].picked,
+            ledger=kept,
+        )
     results = {t.name: result_of(p, rules.output, t, found[t.name]) for t in (*starts, *taps)}
     outputs, names = relevance_outputs(p, inputs, taps, results)
     more, ledger_nodes = ledger_outputs(p, seed, kept) if kept is not None else ([], None)
@@ -161,7 +163,7 @@ def compile_model(
     overridable = {seed.target: seed.default} if seed.target else {}
     return Compiled(
         ir.emit(p, [*outputs, *more], overridable, as_properties(metadata)),
-        [described(choices[v], seen) for v, seen in control.inside_facts(views, facts)],
+        assignments,
         end.cut,
         p.notes + end.notes + seed.notes + composites.unused(rules, list(choices.values())),
         names,
@@ -186,31 +188,6 @@ def box_of(parameters: Mapping[str, Any]) -> tuple[float, float]:
     if low is None or high is None:
         return -np.inf, np.inf
     return float(np.min(low)), float(np.max(high))
-
-
-def refuse_unsupported(views: Sequence[View]) -> None:
-    """Reports every node without a rule, together, before anything is written.
-
-    Raises:
-        UnsupportedError: At least one node has no gradient.
-    """
-    lacking, count = unsupported(views), sum(registry.info(v).vjp is None for v in views)
-    if lacking:
-        raise UnsupportedError(
-            f"no rule for {count} node{'s' if count > 1 else ''}: {'; '.join(lacking)}. "
-            "Explain an earlier tensor with --explain-output, or replace these nodes"
-        )
-
-
-def unsupported(views: Sequence[View]) -> list[str]:
-    """The nodes without a rule, each with op, domain, opset and shapes, or all with one reason together."""
-    found = bodies.refused.reasons([v for v in views if registry.info(v).vjp is None])
-    for view in views:
-        if registry.info(view).vjp is None and not bodies.refused.reason(view):
-            op = f"{view.domain}.{view.op}" if view.domain else view.op
-            shapes = ", ".join("-" if x is None else repr(x).split(": ", 1)[1] for x in view.x)
-            found.append(f"{op} '{view.name}' (opset {view.since}, inputs {shapes})")
-    return found
 
 
 def tapped(p: Program, facts: Facts, name: str) -> Tensor:

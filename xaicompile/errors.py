@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 
 class XaiCompileError(Exception):
     """Base of every error that a user can cause; the command line prints it and exits with `exit_code`."""
@@ -27,10 +31,38 @@ class ModelError(XaiCompileError):
     exit_code = 3
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A node that can't be explained.
+
+    Attributes:
+        since: Opset version of the domain.
+        kind: "no rule" (a standard operator without a gradient, or not in this variation), "subgraph" (something inside
+            an If, Loop or Scan that can't be passed), or "domain" (an operator of another domain that is not known).
+        reason: Why, and what can be done, as far as that is known.
+    """
+
+    node: str
+    op: str
+    domain: str
+    since: int
+    kind: str
+    reason: str
+
+
 class UnsupportedError(XaiCompileError):
-    """The model holds nodes that no rule covers; the message lists all of them."""
+    """The model holds nodes that no rule covers; the message lists all of them.
+
+    Attributes:
+        gaps: These nodes, if it is nodes that are the reason.
+        assignments: What the rule set says of the explained nodes, as far as that has been worked out.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, gaps: Sequence[Gap] = (), assignments: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.gaps, self.assignments = tuple(gaps), tuple(assignments)
 
 
 class OutputError(XaiCompileError):

@@ -13,7 +13,8 @@ from onnx import helper
 
 if TYPE_CHECKING:
     from xaicompile.checks import CheckReport
-    from xaicompile.compiler import Compiled
+    from xaicompile.compiler import Assignment, Compiled
+    from xaicompile.errors import Gap
 
 MARKS = {True: "ok", False: "FAILED", None: "skipped"}
 
@@ -68,6 +69,30 @@ def of_compiled(
 def of_checks(report: CheckReport) -> list[str]:
     """One line for each thing that was checked."""
     return [f"{MARKS[item.ok]:<10} {item.name}: {item.detail}" for item in report.items]
+
+
+def with_gaps(assignments: Sequence[Assignment], gaps: Sequence[Gap]) -> list[Assignment]:
+    """The assignments with what is unsupported marked as such; gaps inside subgraphs that could not be read follow."""
+    missing = {gap.node: gap for gap in gaps}
+    found = []
+    for a in assignments:
+        gap = missing.pop(a.node, None)
+        found.append(a if gap is None else marked(gap))
+    return found + [marked(gap) for gap in missing.values()]
+
+
+def marked(gap: Gap) -> Assignment:
+    """A gap as a line of the list."""
+    from xaicompile.compiler import Assignment
+
+    op = f"{gap.domain}.{gap.op}" if gap.domain and gap.kind == "domain" else gap.op
+    return Assignment(gap.node, op, f"unsupported: {gap.kind}", gap.reason, "")
+
+
+def of_rules(assignments: Sequence[Assignment]) -> list[str]:
+    """Each node's rule and the reason for it, one line for each."""
+    rows = [("node", "op", "rule", "reason", "facts")]
+    return table([*rows, *((a.node, a.op, a.rule, a.reason, a.facts) for a in assignments)])
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from xaicompile.ir import View
 
 LAYOUT = "com.microsoft.nchwc"
@@ -27,16 +25,3 @@ def reason(view: View) -> str:
             "scores instead"
         )
     return ""
-
-
-def reasons(views: Sequence[View]) -> list[str]:
-    """One line for each reason, with the ops that it holds for."""
-    found: dict[str, list[View]] = {}
-    for view in views:
-        if reason(view):
-            found.setdefault(reason(view), []).append(view)
-    return [
-        f"{', '.join(sorted({f'{v.domain}.{v.op}' for v in held}))} ({held[0].name}"
-        f"{f' and {len(held) - 1} more' if len(held) > 1 else ''}): {why}"
-        for why, held in found.items()
-    ]

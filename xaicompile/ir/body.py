@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
-from xaicompile.errors import UnsupportedError
+from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.ir.build import SMALL, Builder, listed, type_and_shape
 from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, captured_in, captured_names, live, subgraphs
 
@@ -123,18 +123,17 @@ def inlined(
         results: Tensors that the forward graph has already and that the views shall make.
         done: Called with each view before the next node is emitted.
     """
+    gaps = [g for i, node in enumerate(graph.node) if (g := gap_of(node, f"{stem}/{named(node, i)}", b.opset))]
+    if gaps:
+        raise UnsupportedError("; ".join(f"{g.op} '{g.node}': {g.reason}" for g in gaps), gaps)
     known[""] = None
     views: list[View] = []
     known |= {i.name: b.const(numpy_helper.to_array(i)) for i in graph.initializer}
     for i, node in enumerate(graph.node):
-        name = f"{stem}/{node.name or f'{node.op_type}_{i}'}"
+        name = f"{stem}/{named(node, i)}"
         if node.op_type == "Constant":
             known[node.output[0]] = b.const(constant(node))
             continue
-        if node.domain not in ("", "ai.onnx"):
-            raise UnsupportedError(f"no rule for {node.domain}.{node.op_type} '{name}' inside a subgraph")
-        if node.op_type in RANDOM:
-            raise UnsupportedError(f"{node.op_type} '{name}' inside a subgraph is random: it can't be run once more")
         x, captured = [known[n] for n in node.input], captured_names(node)
         made: Sequence[Tensor]
         if subgraphs(node):
@@ -157,6 +156,20 @@ def inlined(
         )
         done(views[-1])
     return views
+
+
+def named(node: onnx.NodeProto, i: int) -> str:
+    """The name of a subgraph's node, which may have none."""
+    return node.name or f"{node.op_type}_{i}"
+
+
+def gap_of(node: onnx.NodeProto, name: str, opset: int) -> Gap | None:
+    """Why a subgraph's node can't be emitted anew, None if it can."""
+    domain = "" if node.domain in ("", "ai.onnx") else node.domain
+    if not domain and node.op_type not in RANDOM:
+        return None
+    reason = f"its domain is {domain}" if domain else "it is random and can't be run once more"
+    return Gap(name, node.op_type, domain, opset, "subgraph", reason)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

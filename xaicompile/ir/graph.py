@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from xaicompile.errors import ModelError
+from xaicompile.errors import Gap, ModelError
 
 if TYPE_CHECKING:
     from xaicompile.ir.build import Builder
@@ -135,6 +135,7 @@ class View:
             last ones, since messages pass through them.
         captured: The names by which those subgraphs know the captured inputs.
         bodies: The subgraphs read as programs of their own, once the node is known to be explained.
+        gaps: What in it can't be explained, where it is not just its operator.
     """
 
     op: str
@@ -148,6 +149,7 @@ class View:
     captures: tuple[Tensor, ...] = ()
     captured: tuple[str, ...] = ()
     bodies: tuple[Body, ...] = ()
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def own(self) -> int:

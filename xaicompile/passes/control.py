@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from xaicompile.backward import Picked
-from xaicompile.errors import UnsupportedError
+from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import Facts, find_constants, fold
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.body import BodyBuilder, common, inlined
@@ -91,7 +91,10 @@ def taken(p: Program, view: View) -> list[View] | None:
     known: dict[str, Tensor | None] = dict(zip(view.captured, view.x[view.own :], strict=True))
     results = {o.name: y for o, y in zip(graph.output, view.y, strict=True) if y is not None}
     with p.builder.scope(view.name):
-        views = inlined(p.builder, graph, known, view.name, view.nodes, results, done=fold)
+        try:
+            views = inlined(p.builder, graph, known, view.name, view.nodes, results, done=fold)
+        except UnsupportedError:  # left to be reported with all others, if it has to be explained at all
+            return None
         for name, y in results.items():
             if known[name] is not y:  # a constant, or a value from outside
                 views.append(View("Identity", [known[name]], [y], {}, f"{view.name}/Identity", nodes=view.nodes))
@@ -104,9 +107,20 @@ def open_bodies(p: Program, facts: Facts, views: Sequence[View]) -> None:
         if is_control(view) and not view.bodies:
             branch = view.op == "If"
             graphs = [view.attrs[k] for k in (("then_branch", "else_branch") if branch else ("body",))]
-            view.bodies = tuple(opened(p, facts, view, graph) for graph in graphs)
+            bodies = [attempted(p, facts, view, graph) for graph in graphs]
+            view.bodies = tuple(body for body in bodies if body is not None)
             for body in view.bodies:
                 open_bodies(body.program, body.facts, body.views)
+
+
+def attempted(p: Program, facts: Facts, view: View, graph: onnx.GraphProto) -> Body | None:
+    """One subgraph as a program, or None where it can't be read; the view then says why."""
+    try:
+        return opened(p, facts, view, graph)
+    except UnsupportedError as error:
+        gaps = error.gaps or (Gap(view.name, view.op, view.domain, view.since, "subgraph", str(error)),)
+        view.gaps = (*view.gaps, *gaps)
+        return None
 
 
 def inside(views: Sequence[View]) -> list[View]:

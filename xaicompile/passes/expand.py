@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper, inliner
 
+from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import fold
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.body import inlined
@@ -27,12 +28,21 @@ def run(p: Program) -> bool:
         lacking = {v for v in p.views if info(v).vjp is None}
         views: list[View] = []
         for view in p.views:
-            body = expanded(p, view) if view in lacking else None
+            body = attempted(p, view) if view in lacking else None
             views += [view] if body is None else body
         if len(views) == len(p.views):
             break
         p.views, changed = views, True
     return changed
+
+
+def attempted(p: Program, view: View) -> list[View] | None:
+    """The same, or None where it can't be written out; the view then says why."""
+    try:
+        return expanded(p, view)
+    except UnsupportedError as error:
+        view.gaps = error.gaps or (Gap(view.name, view.op, view.domain, view.since, "no rule", str(error)),)
+        return None
 
 
 def expanded(p: Program, view: View) -> list[View] | None:
