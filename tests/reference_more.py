@@ -5,11 +5,14 @@ What is wrong in onnx 1.23's own evaluator:
 * ``LpNormalization`` leaves out the absolute value, which shows for p = 1.
 * ``GridSample``, and through it ``DeformConv``, rounds coordinates to float32, and moves coordinates to the border even
   where the kernel is cubic, unlike ONNX Runtime and torch; ``AffineGrid`` computes in float32.
-* ``CausalConvWithState`` rounds to float32 under an activation; ``Scatter`` is missing.
+* ``CausalConvWithState`` rounds to float32 under an activation; ``Scatter`` and
+  ``MaxRoiPool`` are missing.
 * ``GroupNormalization`` and ``MeanVarianceNormalization`` are function bodies that mix in float32.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from onnx.reference.op_run import OpRun
@@ -123,6 +126,25 @@ class MaxUnpool(OpRun):
         return (y.reshape(shape),)
 
 
+class MaxRoiPool(OpRun):
+    """What ONNX Runtime computes: boxes in whole pixels, both ends inside; 0 for a bin that lies outside."""
+
+    def _run(self, x, boxes, pooled_shape=None, spatial_scale=None):  # type: ignore[no-untyped-def]
+        y = np.zeros((len(boxes), x.shape[1], *pooled_shape), x.dtype)
+        for r, box in enumerate(boxes):
+            whole = [math.floor(abs(v) * spatial_scale + 0.5) * (1 if v > 0 else -1) for v in box[1:]]
+            for place in np.ndindex(*pooled_shape):
+                part = x[int(box[0])]
+                for axis in (1, 0):  # x first, in the order of the corners
+                    low, high = whole[1 - axis], whole[3 - axis]
+                    step = max(high - low + 1, 1) / pooled_shape[axis]
+                    first, last = math.floor(place[axis] * step) + low, math.ceil((place[axis] + 1) * step) + low
+                    part = part.take(range(max(first, 0), max(min(last, part.shape[axis + 1]), 0)), axis + 1)
+                if part.size:
+                    y[(r, slice(None), *place)] = part.max(axis=(1, 2))
+        return (y,)
+
+
 class Scatter(OpRun):
     """What ScatterElements was called before opset 11, which the evaluator has not."""
 
@@ -147,6 +169,7 @@ MORE_OPS: list[type[OpRun]] = [
     GroupNormalization,
     MeanVarianceNormalization,
     GridSample,
+    MaxRoiPool,
     MaxUnpool,
     Scatter,
 ]

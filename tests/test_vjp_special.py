@@ -268,3 +268,13 @@ def test_padding_spells_out_all_axes(body: str) -> None:
     emitted = xaicompile.compile(model, "gradient", explain_reduce="sum")
     pads = [n for n in emitted.graph.node if n.op_type == "Pad" and n.name.startswith("gradient/")]
     assert all(len(n.input) <= 3 for n in pads) and (pads or "Pad(" in body)
+
+
+def test_max_roi_pool_gives_ties_to_the_first_and_empty_bins_nothing() -> None:
+    text = """(double[1,1,4,4] x, double[r,5] y) => (double[r,1,2,2] s)
+        { s = MaxRoiPool <pooled_shape=[2,2]> (x, y) }"""
+    boxes = doubles([[0, 0, 0, 3, 3], [0, 2, 2, 5, 5]])
+    got = gradient_of(text, np.zeros((1, 1, 4, 4)), boxes)[0]
+    want = np.kron(np.ones((2, 2)), [[1, 0], [0, 0]])
+    want[2, 2] += 1
+    assert np.array_equal(got[0, 0], want)

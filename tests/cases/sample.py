@@ -47,6 +47,15 @@ def boxes(note: str, **options: object) -> Case:
                 **options)  # type: ignore[arg-type]  # fmt: skip
 
 
+REGIONS = given([[0, 0.6, 0.4, 4.1, 3.7], [1, 1.5, 0, 1.5, 5.2], [0, -2.5, 1.3, 2.4, 8.6], [1, 9, 0, 12, 3]])
+
+
+def regions(note: str, **options: object) -> Case:
+    """Four boxes in two images: inside, one pixel wide, reaching beyond the image, outside of it."""
+    boxes = replace(REGIONS, explained=False)
+    return case("MaxRoiPool", note, spread(2, 2, 6, 5), boxes, half=False, **options)  # type: ignore[arg-type]
+
+
 CASES: list[Case] = [
     *(
         sampling(mode, padding, centres)
@@ -67,6 +76,10 @@ CASES: list[Case] = [
     boxes("sampling ratio", sampling_ratio=2),
     boxes("max", mode="max", sampling_ratio=2),
     boxes("max, adaptive", mode="max"),
+    regions("two by three", pooled_shape=[2, 3]),
+    regions("one bin, scaled", pooled_shape=[1, 1], spatial_scale=0.5, order2=True),
+    regions("more bins than pixels", pooled_shape=[7, 3]),
+    regions("opset 22", pooled_shape=[2, 2], opset=22, runtime=False),
     case("DeformConv", "plain", real(1, 2, 4, 5), weight(3, 2, 2, 2), offsets(1, 8, 3, 4), half=False, runtime=False),
     case("DeformConv", "groups, mask, bias", real(2, 4, 4, 4), weight(4, 2, 2, 2), offsets(2, 16, 2, 3), weight(4),
          real(2, 8, 2, 3), group=2, offset_group=2, strides=[2, 1], pads=[1, 0, 0, 0], half=False, runtime=False),

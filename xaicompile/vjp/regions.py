@@ -1,4 +1,4 @@
-"""RoiAlign and DeformConv: many points read an image between its pixels (`sample.py`) and are summed up."""
+"""RoiAlign and DeformConv: many points read an image between its pixels (`sample.py`) and are summed up; MaxRoiPool."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Message, Messages, stop, vjp
 from xaicompile.vjp.linear import Window, into_bias, ints, kernel_size, window_of
 from xaicompile.vjp.sample import Taps, along_axis, flattened, into_coordinates, into_image, joint, read
-from xaicompile.vjp.shape import joined, positions
+from xaicompile.vjp.shape import joined, positions, scatter_add
 
+stop("MaxRoiPool", 1)
 stop("RoiAlign", 1, 2)  # boxes carry nothing, as in torchvision
 
 
@@ -82,6 +83,58 @@ def across(b: Builder, taps: Taps, axis: int) -> Taps:
 def as_one(b: Builder, t: Tensor) -> Tensor:
     """[boxes, height, width, taps] as the points of one image, [1, points, taps]."""
     return b.Unsqueeze(b.Flatten(t, axis=3), [0])
+
+
+@vjp("MaxRoiPool", degree=1)
+def max_roi_pool(ctx: Context) -> Messages:
+    """c to the first winner of each bin, as in MaxPool; nothing for bins without a pixel."""
+    b, x, boxes = ctx.b, ctx.x, ctx.node.inp(1)
+    height, width = b.dim(x, 2), b.dim(x, 3)
+    batch = b.Cast(b.Gather(boxes, b.const(np.asarray(0, np.int64)), axis=1), to=7)
+    images = b.Gather(b.Transpose(x, perm=[0, 3, 1, 2]), batch, axis=0)  # [boxes, W, C, H]
+    best, column = winners(b, images, *bins(ctx, 0, width))  # [boxes, bins across, C, H]
+    turned = [b.Transpose(t, perm=[0, 3, 1, 2]) for t in (best, column)]  # [boxes, H, bins across, C]
+    rows = bins(ctx, 1, height)
+    _, row = winners(b, turned[0], *rows)  # [boxes, bins down, bins across, C]
+    row = b.Min(row, height - 1)
+    column = b.Min(b.GatherElements(turned[1], row, axis=1), width - 1)
+    plane = b.Unsqueeze(batch, [1, 2, 3]) * b.dim(x, 1) + positions(b, x, 1)
+    place = (plane * height + row) * width + column
+    filled = [b.CastLike(count > 0, ctx.c) for _, count in (rows, bins(ctx, 0, width))]
+    held = b.Unsqueeze(filled[0], [2, 3]) * b.Unsqueeze(filled[1], [1, 3])
+    c = b.Transpose(ctx.c, perm=[0, 2, 3, 1]) * held
+    zeros = b.zeros_like(b.Reshape(x, [-1]))
+    moved = scatter_add(b, zeros, b.Reshape(place, [-1]), b.Reshape(c, [-1]), axis=0)
+    return ctx.only(0, b.reshape_like(moved, x))
+
+
+def bins(ctx: Context, axis: int, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the bins of the boxes begin along x (0) or y (1), and how many pixels they have, [boxes, bins]."""
+    b, boxes, count = ctx.b, ctx.node.inp(1), int(ctx.attr("pooled_shape")[1 - axis])
+    ends = []
+    for i in (axis + 1, axis + 3):
+        at = b.Gather(boxes, b.const(np.asarray([i], np.int64)), axis=1) * float(ctx.attr("spatial_scale"))
+        whole = b.Floor(b.Abs(at))  # C rounds a half away from zero
+        ends.append(b.Sign(at) * (whole + b.CastLike(b.Abs(at) - whole >= 0.5, at)))
+    step = b.Max(ends[1] - ends[0] + 1.0, 1.0) / float(count)
+    number = b.const(np.arange(count, dtype=boxes.dtype))
+    none = b.const(np.zeros(1, np.int64))
+    edges = [b.Floor(number * step), b.Ceil((number + 1.0) * step)]
+    first, last = (b.Max(b.Min(b.Cast(e + ends[0], to=7), size), none) for e in edges)
+    return first, b.Max(last - first, none)
+
+
+def winners(b: Builder, x: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each bin along axis 1 of x [boxes, size, ...], and where it stands first, [boxes, bins, ...]."""
+    one = b.const(np.ones(1, np.int64))
+    most = b.op("ReduceMax", b.Concat(b.Reshape(count, [-1]), one, axis=0), keepdims=0)
+    steps = b.Range(b.const(np.asarray(0, np.int64)), most, b.const(np.asarray(1, np.int64)))
+    at = b.Min(b.Unsqueeze(first, [2]) + steps, b.dim(x, 1) - 1)  # [boxes, bins, steps]
+    inside = b.Unsqueeze(steps < b.Unsqueeze(count, [2]), [3, 4])
+    read = b.GatherND(x, b.Unsqueeze(at, [3]), batch_dims=1)
+    seen = b.where(inside, read, -float("inf"), like=x)
+    step = b.ArgMax(seen, axis=2, keepdims=0)
+    return b.ReduceMax(seen, [2], keepdims=0), b.Unsqueeze(first, [2, 3]) + step
 
 
 @vjp("DeformConv")
