@@ -142,12 +142,13 @@ def test_whose_parameter_counts(tmp_path: Path) -> None:
         rule = "epsilon"
         """
     mine = rules(tmp_path, text)
-    assert parameters_of(base, "stem") == {"gamma": 0.5}
-    assert parameters_of(mine, "stem", gamma=0.2) == {"gamma": 0.9}
-    assert parameters_of(mine, "left", gamma=0.2) == {"gamma": 0.2}
-    assert parameters_of(mine, "left") == {"gamma": 0.5}
-    assert parameters_of(mine, "head") == {"epsilon": 0.1}
-    assert parameters_of("lrp-0", "head") == {"epsilon": 0.0}
+    bias = {"bias": "absorb"}
+    assert parameters_of(base, "stem") == {"gamma": 0.5, **bias}
+    assert parameters_of(mine, "stem", gamma=0.2) == {"gamma": 0.9, **bias}
+    assert parameters_of(mine, "left", gamma=0.2, bias="ignore") == {"gamma": 0.2, "bias": "ignore"}
+    assert parameters_of(mine, "left") == {"gamma": 0.5, **bias}
+    assert parameters_of(mine, "head") == {"epsilon": 0.1, "stabiliser": "absolute", **bias}
+    assert parameters_of("lrp-0", "head") == {"epsilon": 0.0, "stabiliser": "absolute", **bias}
 
 
 def test_parameters_change_the_numbers_and_are_remembered() -> None:

@@ -14,7 +14,7 @@ from xaicompile import registry
 from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import Facts
 from xaicompile.ir import Builder, Program, Tensor, View
-from xaicompile.registry import Context, Message, Messages, Relevance, Rule
+from xaicompile.registry import Absorbed, Context, Message, Messages, Relevance, Rule
 
 AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization", "Neg", "Sum"}
 ROUNDING = {"Clip", "QuantizeLinear"}  # an input that is quantised keeps its relevance
@@ -47,7 +47,7 @@ class Flow:
 
 
 Tap = Callable[[Tensor, Flow], Flow]
-Ledger = dict[str, list[Tensor]]
+Ledger = dict[str, list[Absorbed]]
 
 
 def backward(
@@ -94,7 +94,7 @@ def backward(
             if not any(need) or all(f.c is None and f.r is None for f in flows):
                 continue
             picked = pick(view)
-            kept: list[Tensor] | None = None if ledger is None else ledger.setdefault(view.name, [])
+            kept: list[Absorbed] | None = None if ledger is None else ledger.setdefault(view.name, [])
             try:
                 passed = through(b, view, flows, need, facts, picked, kept)
             except UnsupportedError as error:
@@ -118,7 +118,7 @@ def through(
     need: Sequence[bool],
     facts: Facts,
     picked: Picked,
-    kept: list[Tensor] | None,
+    kept: list[Absorbed] | None,
 ) -> list[Messages]:
     """The messages of one view: relevance travels as such where it can, all else goes through the picked rule."""
     result: list[Messages] = []

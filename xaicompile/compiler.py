@@ -28,7 +28,7 @@ from xaicompile.passes import canonical, control, expand
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
 
-RECTIFYING = {"gradient", "default", "guided"}  # rules that pass nothing where a ReLU was off
+RECTIFYING = {"gradient", "default", "guided", "identity", "pass"}  # rules that pass nothing where a ReLU was off
 Reduce = Literal["sum", "mean", "max"]
 
 
@@ -244,7 +244,7 @@ def ledger_outputs(p: Program, seed: Explained, kept: Ledger) -> tuple[list[Tens
     for node, amounts in reversed(kept.items()):
         if amounts:
             with b.scope(node):
-                total = b.add_all([total_per_sample(b, a, seed) for a in amounts])
+                total = b.add_all([total_per_sample(b, a.amount, seed) for a in amounts])
                 columns.append(b.Unsqueeze(total, [1]))
                 names.append(node)
     if not columns:

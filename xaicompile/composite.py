@@ -18,12 +18,13 @@ from xaicompile.errors import RuleError
 from xaicompile.facts import Facts
 from xaicompile.ir import View
 from xaicompile.registry import PARAMETERS, RULES, Context, nearest
-from xaicompile.relevance.linear import linear_of
+from xaicompile.relevance.layer import linear_of
 
 KEYS = {"name", "doc", "cite", "extends", "output", "parameters", "rules"}
 MATCHERS = {"op", "name", "kind", "place", "depth", "rank", "given"}
 PLACES = {"first-linear", "last-linear"}
 KINDS = {"linear", "activation", "layout", "other"}
+WORDS = {"stabiliser": ("absolute", "relative", "clip"), "bias": ("absorb", "ignore")}
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ def valid(key: str, value: Any, default: Any, where: str = "") -> Any:
         RuleError: It is not.
     """
     if isinstance(default, str):
-        if isinstance(value, str):
+        if value in WORDS[key]:
             return value
-        raise RuleError(f"{where}parameter '{key}' is a word such as '{default}', not {value!r}")
+        raise RuleError(f"{where}parameter '{key}' is {' or '.join(WORDS[key])}, not {value!r}")
     box = key in ("low", "high")
     numbers = np.asarray(value if value is not None else 0.0)
     if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all() or (numbers.ndim and not box):
@@ -328,8 +329,9 @@ def listed(value: Any) -> list[Any]:
 
 
 def is_linear(view: View, facts: Facts) -> bool:
-    """True for a linear op with data on one side only."""
-    return linear_of(Context(facts.program.builder, view, [], [], facts)) is not None
+    """True for a linear op with a weight, and data on one side only."""
+    at = linear_of(Context(facts.program.builder, view, [], [], facts))
+    return at is not None and at.weight is not None
 
 
 def places(views: Sequence[View], facts: Facts) -> dict[View, Place]:

@@ -34,8 +34,8 @@ class Facts:
         interval: Bounds on all values, by name; a missing name has none.
         explained: Names of the explained inputs.
         activation: For a tensor read by nothing but one ReLU-like op: that op's output.
-        fused: Convolution outputs read by nothing but an Add, which runtimes fuse: reading them as well would change
-            the prediction's last bits.
+        between: Convolution outputs read by nothing but an Add or a ReLU, and such sums read by nothing but a ReLU.
+            Runtimes compute them in one: reading them as well would change the prediction's last bits.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Facts:
         self.depends: set[str] = set(explained)
         self.interval: dict[str, Interval] = {**dict.fromkeys(explained, box), **(known or {})}
         self.activation: dict[str, Tensor] = {}
-        self.fused: set[str] = set()
+        self.between: set[str] = set()
         self.explained = frozenset(explained)
         self.makers: dict[str, View] = {}
         for view in program.views:
@@ -71,12 +71,17 @@ class Facts:
         consumers = self.program.consumers()
         outputs = {t.name for t in self.program.outputs}
         for view in self.program.views:
-            x = view.x[0] if view.x else None
-            if x is not None and rectifies(view) and len(consumers[x.name]) == 1 and x.name not in outputs:
-                self.activation[x.name] = view.out(0)
-            if view.op in ("Add", "Sum") and not view.domain:
-                sums = [t for t in view.x if t is not None and self.made_by(t) == "Conv" and t.name not in outputs]
-                self.fused.update(t.name for t in sums if len(consumers[t.name]) == 1)
+            inside = [t for t in view.x if t and len(consumers[t.name]) == 1 and t.name not in outputs]
+            if rectifies(view) and view.x[0] in inside:
+                self.activation[view.inp(0).name] = view.out(0)
+            if rectifies(view) or view.op in ("Add", "Sum"):
+                fused = [t for t in inside if self.made_by(t) == "Conv" or self._sums(t)]
+                self.between.update(t.name for t in fused if rectifies(view) or self.made_by(t) == "Conv")
+
+    def _sums(self, t: Tensor) -> bool:
+        """True for a sum that holds a convolution's output which nothing else reads."""
+        view = self.producer(t)
+        return view is not None and view.op in ("Add", "Sum") and any(x and x.name in self.between for x in view.x)
 
     def trust_activations(self, views: Iterable[View]) -> None:
         """Keeps `activation` only for ReLUs among these views, whose rule passes nothing where they were off."""

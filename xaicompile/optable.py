@@ -72,7 +72,7 @@ def lrp_of(row: OpInfo) -> str:
     """What the rule "default" does with an op, as a key of `LRP`."""
     if row.zero:
         return "zero"
-    if row.linear is not None:
+    if row.linear is not None and row.linear.weight is not None:
         return "linear"
     if row.op in CONTROL and not row.domain:
         return "inside"

@@ -26,6 +26,14 @@ class Relevance:
     r: Tensor
 
 
+@dataclass(frozen=True)
+class Absorbed:
+    """What a node keeps of the relevance that arrives, and why: a bias, a stabiliser, or other."""
+
+    amount: Tensor
+    kind: str
+
+
 Message = Tensor | Relevance | None
 Messages = Sequence[Message]
 Rule = Callable[["Context"], Messages]
@@ -34,11 +42,20 @@ Derivative = Callable[["Context", Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Linear:
-    """How an op is linear: which input is data, which weight, which bias."""
+    """How an op is linear: which input is data, which weight, which bias.
+
+    Attributes:
+        weight: None for an op without one: an average, a sum, an interpolation, of weights that are not negative.
+        either: Data and weight may change places, or be both.
+    """
 
     data: int = 0
-    weight: int = 1
+    weight: int | None = 1
     bias: int | None = 2
+    either: bool = False
+
+
+UNWEIGHTED = Linear(weight=None, bias=None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,7 @@ class Context:
         need: Per input, whether a message is wanted.
         facts: What is proven about tensors.
         parameters: The rule's parameters.
-        ledger: Collects what the node absorbs, None if no ledger is kept.
+        ledger: Collects what the node absorbs and why, None if no ledger is kept.
     """
 
     b: Builder
@@ -88,7 +105,7 @@ class Context:
     need: Sequence[bool]
     facts: Facts
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    ledger: list[Tensor] | None = None
+    ledger: list[Absorbed] | None = None
 
     @property
     def c(self) -> Tensor:
@@ -121,10 +138,10 @@ class Context:
         """The same context for a variation of the node, without a ledger."""
         return Context(self.b, node, self.g if g is None else g, self.need, self.facts, self.parameters)
 
-    def absorb(self, amount: Callable[[], Tensor]) -> None:
+    def absorb(self, amount: Callable[[], Tensor], kind: str = "other") -> None:
         """Enters in the ledger what the node keeps; any shape with the batch in front. Emitted only if one is kept."""
         if self.ledger is not None:
-            self.ledger.append(amount())
+            self.ledger.append(Absorbed(amount(), kind))
 
     def absorb_difference(self, messages: Messages) -> Messages:
         """Enters y c minus what the messages hand on, for rules that conserve nothing; returns the messages."""

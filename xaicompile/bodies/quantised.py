@@ -180,7 +180,9 @@ class Quantised:
         """True where q lies between a linear op and a per-channel affine one, which are read as one linear op."""
         made = self.makers.get(x.name)
         at = registry.info(made).linear if made is not None else None
-        if made is None or at is None or not made.has(at.weight) or not made.inp(at.weight).constant:
+        if made is None or at is None or at.weight is None or at.bias is None:
+            return False
+        if not made.has(at.weight) or not made.inp(at.weight).constant:
             return False
         for _ in range(2):  # q, and the float that DequantizeLinear makes of it
             after = self.readers[q.name]

@@ -95,12 +95,14 @@ def fold_affine(p: Program, keep: Collection[str]) -> bool:
 
 
 def foldable(view: View) -> bool:
-    """True for a linear op whose weight is a constant on its usual side and whose data is not."""
+    """True for a linear op with a bias whose weight is a constant on its usual side and whose data is not."""
     at = info(view).linear
-    if view.domain or at is None or not view.has(at.weight) or not view.has(at.data):
+    if view.domain or at is None or at.weight is None or at.bias is None:
+        return False
+    if not view.has(at.weight) or not view.has(at.data):
         return False
     weight, data = view.inp(at.weight), view.inp(at.data)
-    bias_ok = at.bias is None or not view.has(at.bias) or view.inp(at.bias).constant
+    bias_ok = not view.has(at.bias) or view.inp(at.bias).constant
     return weight.constant and not data.constant and weight.static is not None and len(weight.static) >= 2 and bias_ok
 
 

@@ -1,5 +1,29 @@
 """Rules that differ from the gradient. Importing this package fills the rule table."""
 
-from xaicompile.relevance import activation, default, linear, norm, norms, product, products, resize, sample
+from xaicompile.relevance import (
+    activation,
+    default,
+    first,
+    linear,
+    norm,
+    norms,
+    pool,
+    product,
+    products,
+    resize,
+    sample,
+)
 
-__all__ = ["activation", "default", "linear", "norm", "norms", "product", "products", "resize", "sample"]
+__all__ = [
+    "activation",
+    "default",
+    "first",
+    "linear",
+    "norm",
+    "norms",
+    "pool",
+    "product",
+    "products",
+    "resize",
+    "sample",
+]

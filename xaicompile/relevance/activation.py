@@ -1,8 +1,10 @@
-"""Rules for activations: deconvnet, guided backprop, the identity rule and the secant rule."""
+"""Rules for activations: deconvnet, guided backprop, beta-smooth, pass, the identity rule and the secant rule."""
 
 from __future__ import annotations
 
-from xaicompile.registry import Context, Messages, info, rule
+from xaicompile.errors import RuleError
+from xaicompile.registry import Context, Messages, Relevance, info, rule
+from xaicompile.relevance.reading import recomputed
 
 
 @rule("deconvnet")
@@ -15,6 +17,29 @@ def deconvnet(ctx: Context) -> Messages:
 def guided(ctx: Context) -> Messages:
     """max(c, 0) where the unit was active (Springenberg et al. 2015; spec section 4)."""
     return ctx.absorb_difference(ctx.vjp(g=[ctx.b.Relu(ctx.c)]))
+
+
+@rule("beta-smooth", beta=10.0)
+def beta_smooth(ctx: Context) -> Messages:
+    """c sigmoid(beta x): the gradient as if the ReLU were a softplus (Dombrowski et al. 2019)."""
+    x = recomputed(ctx, ctx.x)
+    return ctx.absorb_difference(ctx.only(0, ctx.c * ctx.b.Sigmoid(x * float(ctx.parameters["beta"]))))
+
+
+@rule("pass")
+def passed(ctx: Context) -> Messages:
+    """R_in = R_out, whatever the op does to values; it must not change the shape.
+
+    Raises:
+        RuleError: The op has several data inputs, or changes the shape.
+    """
+    row, wanted = info(ctx.node), [i for i, needed in enumerate(ctx.need) if needed]
+    x, y = ctx.node.x[wanted[0]], ctx.y
+    if len(wanted) > 1 or x is None or (x.static is not None and y.static is not None and x.static != y.static):
+        raise RuleError(f"rule 'pass' is for ops with one data input that keep its shape, which {ctx.node} is not")
+    if row.derivative is not None and row.at_zero == 0:
+        return identity(ctx) if row.degree is None else ctx.vjp()
+    return ctx.only(wanted[0], Relevance(ctx.c * y))
 
 
 @rule("identity")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from xaicompile.ir import Tensor
 from xaicompile.registry import RELEVANCE, Context, Messages, info, relevance, rule, stops
 from xaicompile.relevance.activation import identity, secant
-from xaicompile.relevance.linear import Layer, linear_of
+from xaicompile.relevance.layer import Layer, linear_of
 from xaicompile.vjp.norm import batch_norm_affine, layer_norm_parts, per_channel
 
 
@@ -25,7 +25,8 @@ def default(ctx: Context) -> Messages:
         return RELEVANCE[ctx.node.op](ctx)
     if row.zero:
         return ctx.nothing()
-    if linear_of(ctx) is not None:
+    at = linear_of(ctx)
+    if at is not None and at.weight is not None:
         return lrp_zero(ctx)
     if row.degree == 1:
         return homogeneous(ctx)

@@ -3,255 +3,166 @@ run the op's own transpose with the changed parameters (spec section 5)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from xaicompile.errors import RuleError
-from xaicompile.ir import Tensor, View
-from xaicompile.registry import Context, Linear, Message, Messages, Relevance, info, rule
-from xaicompile.relevance.box import as_array, bounds_at, one_sample
+from xaicompile.ir import Tensor
+from xaicompile.registry import Context, Messages, rule
+from xaicompile.relevance.layer import Layer, Part, Weight, layer_of, negative, positive, tiny
 
 
-def linear_of(ctx: Context) -> Linear | None:
-    """Which input of the node is data and which is weight, decided by facts; None if the node is not linear."""
-    stated = info(ctx.node).linear
-    if stated is None:
-        return None
-    on_path = [ctx.facts.on_path(x) for x in ctx.node.x]
-    if on_path[stated.data] and not on_path[stated.weight]:
-        return stated
-    if on_path[stated.weight] and not on_path[stated.data] and ctx.node.op in ("Gemm", "MatMul"):
-        return Linear(stated.weight, stated.data, stated.bias)
-    return None
-
-
-@dataclass
-class Layer:
-    """A linear node z = x W + b seen by a rule, with its variations."""
-
-    ctx: Context
-    at: Linear
-
-    @property
-    def x(self) -> Tensor:
-        """The data input."""
-        return self.ctx.node.inp(self.at.data)
-
-    @property
-    def w(self) -> Tensor:
-        """The weight."""
-        return self.ctx.node.inp(self.at.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias, None if there is none."""
-        return self.ctx.node.inp(self.at.bias) if self.at.bias is not None and self.ctx.node.has(self.at.bias) else None
-
-    def varied(self, x: Tensor, w: Tensor, bias: Tensor | None) -> View:
-        """The node with other operands."""
-        operands = list(self.ctx.node.x)
-        operands[self.at.data], operands[self.at.weight] = x, w
-        if self.at.bias is not None:
-            operands = operands[: self.at.bias] + ([] if bias is None else [bias])
-        return self.ctx.node.varied(x=operands)
-
-    def z(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x W + b with other operands."""
-        return self.ctx.b.forward(self.varied(x, w, bias))
-
-    def back(self, w: Tensor, s: Tensor) -> Tensor:
-        """The node's own transpose with another weight, applied to s."""
-        varied = self.varied(self.x, w, None)
-        need = [i == self.at.data for i in range(len(varied.x))]
-        ctx = Context(self.ctx.b, varied, [s], need, self.ctx.facts, self.ctx.parameters)
-        message = ctx.vjp()[self.at.data]
-        assert isinstance(message, Tensor)
-        return message
-
-    def result(self, message: Message) -> Messages:
-        """The message for the data input."""
-        return self.ctx.only(self.at.data, message)
-
-    def output(self) -> Tensor:
-        """z where the cotangent is not zero, read so that the runtime's fusions stay.
-
-        Where only a ReLU reads z, that is the ReLU's output; where only an Add reads it, z is computed once more, in
-        a form that a runtime does not merge with the prediction's own node.
-        """
-        z = self.ctx.y
-        if z.name in self.ctx.facts.activation:
-            return self.ctx.facts.activation[z.name]
-        if z.name not in self.ctx.facts.fused:
-            return z
-        if self.bias is not None:
-            return self.z(self.x, self.w) + self.broadcast_bias(self.bias)
-        return self.z(self.x, self.w, self.ctx.b.const(np.zeros((self.w.static or (1,))[0], z.dtype)))
-
-    @property
-    def rectified(self) -> bool:
-        """True if the cotangent is zero wherever z <= 0."""
-        return self.ctx.y.name in self.ctx.facts.activation
-
-    def broadcast_bias(self, bias: Tensor) -> Tensor:
-        """A bias shaped to broadcast over z."""
-        rank = self.ctx.y.rank or 2
-        if self.ctx.node.op in ("Conv", "ConvTranspose"):
-            return self.ctx.b.Unsqueeze(bias, list(range(1, rank - 1)))
-        return bias * float(self.ctx.attr("beta")) if self.ctx.node.op == "Gemm" else bias
-
-    def absorb_bias(self, s: Tensor, bias: Tensor | None) -> None:
-        """Enters s b, the bias's share, in the ledger."""
-        if bias is not None:
-            self.ctx.absorb(lambda: s * self.broadcast_bias(bias))
-
-
-def layer_of(ctx: Context, rule_name: str) -> Layer:
-    """The node as a linear layer.
-
-    Raises:
-        RuleError: The node is not linear in one data input.
-    """
-    at = linear_of(ctx)
-    if at is None:
-        raise RuleError(f"rule '{rule_name}' is for linear ops and can't be applied to {ctx.node}")
-    return Layer(ctx, at)
-
-
-def positive(layer: Layer, t: Tensor) -> Tensor:
-    """max(t, 0)."""
-    return layer.ctx.b.Relu(t)
-
-
-def negative(layer: Layer, t: Tensor) -> Tensor:
-    """min(t, 0)."""
-    return layer.ctx.b.Min(t, 0.0)
-
-
-def tiny(t: Tensor) -> float:
-    """A number next to nothing: the smallest normal one, in half precision (6e-5) the smallest of all."""
-    kind = np.finfo(t.dtype or np.float32)
-    return float(kind.smallest_subnormal if kind.bits == 16 else kind.tiny)
-
-
-def stabilised(layer: Layer, z: Tensor, eps: float) -> Tensor:
-    """z + eps sgn(z) with sgn(0) = +1 (spec 1.3)."""
-    return z + layer.ctx.where(z < 0.0, -eps, eps)
-
-
-@rule("epsilon", epsilon=1e-6)
+@rule("epsilon", epsilon=1e-6, stabiliser="absolute", bias="absorb")
 def epsilon(ctx: Context) -> Messages:
-    """LRP-epsilon; epsilon = 0 is LRP-0. In c-space the rule is the factor |z| / (|z| + eps) (spec 1.3, 5.1)."""
+    """LRP-epsilon; epsilon = 0 is LRP-0 (Bach et al. 2015; spec 1.3 to 1.5, 5.1).
+
+    In c-space the rule is the factor z / st(z). stabiliser = "absolute": st(z) = z + epsilon sgn(z); "relative":
+    epsilon counts in units of the root mean square of z, over all but the batch axis; "clip": st(z) =
+    sgn(z) max(|z|, epsilon).
+    bias = "ignore": st is taken of z without the bias, which then gets nothing.
+    """
     layer, eps, c = layer_of(ctx, "epsilon"), float(ctx.parameters["epsilon"]), ctx.c
+    if ctx.parameters["bias"] == "ignore" and layer.bias is not None:
+        bare = layer.z(layer.x, layer.w)
+        assert bare is not None
+        s = c * limited(ctx, layer.output() / stabilised(ctx, bare, level(ctx, bare)))
+        ctx.absorb(lambda: c * layer.output() - s * bare, "stabiliser")
+        return layer.result(layer.back(layer.w, s))
     if eps:
         z = layer.output()
         size = z if layer.rectified else ctx.b.Abs(z)
-        s = c * (size / (size + eps))
-        ctx.absorb(lambda: (c - s) * z)
+        if ctx.parameters["stabiliser"] == "clip":
+            s = c * ctx.b.Min(size * (1 / eps), 1.0)
+        else:
+            # the root mean square is that of z itself, and not of what is left of it behind a ReLU
+            least = level(ctx, layer.whole()) if ctx.parameters["stabiliser"] == "relative" else eps
+            s = c * (size / (size + least))
+        ctx.absorb(lambda: (c - s) * z, "stabiliser")
         c = s
     layer.absorb_bias(c, layer.bias)
     return layer.result(layer.back(layer.w, c))
 
 
-@rule("gamma", gamma=0.25)
+def level(ctx: Context, z: Tensor) -> Tensor | float:
+    """Epsilon as a number, or in units of the root mean square of each sample of z (spec 1.4), there never 0."""
+    eps = float(ctx.parameters["epsilon"])
+    if ctx.parameters["stabiliser"] != "relative":
+        return eps
+    if z.rank is None:
+        raise RuleError(f'stabiliser = "relative" needs the rank of the output of {ctx.node}, which is unknown')
+    axes = list(range(1, z.rank)) if z.rank > 1 else [0]
+    return ctx.b.Sqrt(ctx.b.mean_axes(z * z, axes)) * eps + tiny(z)
+
+
+def stabilised(ctx: Context, z: Tensor, eps: Tensor | float) -> Tensor:
+    """z + eps sgn(z) with sgn(0) = +1, or sgn(z) max(|z|, eps) (spec 1.3)."""
+    least = eps if isinstance(eps, Tensor) else max(eps, tiny(z))
+    if ctx.parameters.get("stabiliser") == "clip":
+        size = ctx.b.Max(ctx.b.Abs(z), least)
+        return ctx.where(z < 0.0, -size, size)
+    return z + ctx.where(z < 0.0, -least, least)
+
+
+def limited(ctx: Context, ratio: Tensor) -> Tensor:
+    """A ratio that may be large; in half precision at most 1000, so that what it multiplies stays finite."""
+    half = ratio.dtype is not None and ratio.dtype.itemsize == 2
+    return ctx.b.Max(ctx.b.Min(ratio, 1e3), -1e3) if half else ratio
+
+
+@rule("gamma", gamma=0.25, bias="absorb")
 def gamma(ctx: Context) -> Messages:
-    """Generalised LRP-gamma (Andeol et al.; spec 5.2): contributions of the sign of z are boosted by gamma.
+    """Generalised LRP-gamma (Andeol et al. 2021; spec 5.2): contributions of the sign of z are boosted by gamma.
 
     With sp = c [z>0] z/P and sn = c [z<0] z/Q, where P and Q are z with the positive or the negative contributions
     boosted: c_x = sp Wp^T + sn Wn^T where x >= 0, sp Wn^T + sn Wp^T where x < 0. What facts prove to be zero is
     left out: x >= 0 and z feeding only a ReLU leave one extra convolution.
     """
-    layer, g, b = layer_of(ctx, "gamma"), float(ctx.parameters["gamma"]), ctx.b
-    if g == 0:
-        return epsilon(Context(b, ctx.node, ctx.g, ctx.need, ctx.facts, {"epsilon": 0.0}, ctx.ledger))
-    x, w, bias = layer.x, layer.w, layer.bias
-    low, high = ctx.facts.bounds(x)
-    boosted = {+1: w + positive(layer, w) * g, -1: w + negative(layer, w) * g}
-    signs = (+1,) if layer.rectified else (+1, -1)
-    offsets, totals = {}, {}
-    for sign in signs:
-        offset = None if bias is None else bias + (positive if sign > 0 else negative)(layer, bias) * g
-        if low >= 0:
-            total = layer.z(x, boosted[sign], offset)
-        elif high <= 0:
-            total = layer.z(x, boosted[-sign], offset)
-        else:
-            total = layer.z(positive(layer, x), boosted[sign], offset) + layer.z(negative(layer, x), boosted[-sign])
-        offsets[sign], totals[sign] = offset, total
-    # z = (P + Q) / (2 + gamma): as nothing reads z itself, the runtime goes on fusing the prediction's Conv and Add
-    z = layer.output() if layer.rectified else (totals[+1] + totals[-1]) * (1 / (2 + g))
-    parts = []  # (sign of z, its scaled cotangent)
-    for sign in signs:
-        s = ctx.c * same_sign_ratio(layer, z, totals[sign], sign)
-        layer.absorb_bias(s, offsets[sign])
-        parts.append((sign, s))
-    down = {
-        +1: (lambda: b.add_all([layer.back(boosted[sign], s) for sign, s in parts])),
-        -1: (lambda: b.add_all([layer.back(boosted[-sign], s) for sign, s in parts])),
-    }
-    if low >= 0 or high <= 0:
-        return layer.result(down[+1 if low >= 0 else -1]())
-    return layer.result(b.where(x < 0.0, down[-1](), down[+1](), like=x))
+    layer, g = layer_of(ctx, "gamma"), float(ctx.parameters["gamma"])
+    ignored = ctx.parameters["bias"] == "ignore" and layer.bias is not None
+    w, bias = layer.w, None if ignored else layer.bias
+    up, down = boosted(w, positive(layer, w), g), boosted(w, negative(layer, w), g)
+    halves = []  # sign of z, weights for x >= 0 and x < 0, offset, z with the contributions of that sign boosted
+    for sign, (there, here) in ((+1, (up, down)), (-1, (down, up))):
+        if sign < 0 and layer.rectified:
+            continue
+        own = None if bias is None else (positive if sign > 0 else negative)(layer, bias)
+        offset = None if bias is None or own is None else boosted(bias, own, g)
+        total = layer.total(there, here, offset if isinstance(offset, Tensor) else None)
+        if total is not None:
+            halves.append((sign, there, here, offset, total))
+    if len(halves) == 2:  # z = (P + Q) / (2 + gamma): nothing reads z itself, and the runtime goes on fusing
+        z = (halves[0][-1] + halves[1][-1]) * (1 / (2 + g))
+        z = z + layer.broadcast_bias(layer.bias) if ignored and layer.bias is not None else z
+    else:
+        z = layer.output()
+    sent: list[Part] = []
+    for sign, there, here, offset, total in halves:
+        s = ctx.c * (unlike_ratio if ignored else same_sign_ratio)(layer, z, total, sign)
+        layer.absorb_bias(s, offset if isinstance(offset, Tensor) else None)
+        sent.append((there, here, s))
+    if ignored:
+        shares = [part[2] * half[-1] for part, half in zip(sent, halves, strict=True)]
+        ctx.absorb(lambda: ctx.c * z - ctx.b.add_all(shares), "stabiliser")
+    return layer.sent_back(sent)
+
+
+def boosted(w: Weight, part: Weight, g: float) -> Weight:
+    """w + g part, where part is w's positive or negative values."""
+    return w if isinstance(part, float) and part == 0 else w + part * g
 
 
 def same_sign_ratio(layer: Layer, z: Tensor, total: Tensor, sign: int) -> Tensor:
     """z/total where z has the given sign, else 0. In exact arithmetic |total| >= |z|; the guard keeps it so."""
     b, least = layer.ctx.b, tiny(z)
     if sign > 0:
-        part = z if layer.rectified else positive(layer, z)
+        part = z if layer.rectified else b.Relu(z)
         return part / (b.Max(total, part) + least)
-    part = negative(layer, z)
+    part = b.Min(z, 0.0)
     return part / (b.Min(total, part) - least)
 
 
-@rule("z-box", low=None, high=None, epsilon=1e-6)
-def z_box(ctx: Context) -> Messages:
-    """z-box rule for bounded inputs l <= x <= h (Montavon et al. 2017; spec 5.1), three passes; the bias cancels.
+def unlike_ratio(layer: Layer, z: Tensor, total: Tensor, sign: int) -> Tensor:
+    """z/total where z has the given sign, else 0; total, from which the bias is left out, may have any sign."""
+    b, ctx = layer.ctx.b, layer.ctx
+    part = (z if layer.rectified else b.Relu(z)) if sign > 0 else b.Min(z, 0.0)
+    return limited(ctx, part / stabilised(ctx, total, 0.0))
 
-    R = x L'_W s - l L'_W+ s - h L'_W- s with s = R / st(L_W x - L_W+ l - L_W- h).
+
+@rule("z-plus", epsilon=1e-6, bias="absorb")
+def z_plus(ctx: Context) -> Messages:
+    """z+ rule: positive contributions alone, for inputs of any sign (Montavon et al. 2017; alpha = 1, beta = 0)."""
+    return signed_shares(layer_of(ctx, "z-plus"), 1.0, 0.0)
+
+
+@rule("alpha-beta", alpha=2.0, beta=1.0, epsilon=1e-6, bias="absorb")
+def alpha_beta(ctx: Context) -> Messages:
+    """alpha-beta rule (Bach et al. 2015; spec 5.1): alpha times the shares of positive contributions minus beta times
+    those of negative ones; alpha - beta = 1.
+
+    Raises:
+        RuleError: alpha - beta is not 1.
     """
-    layer, eps = layer_of(ctx, "z-box"), float(ctx.parameters["epsilon"])
-    if ctx.parameters.get("low") is None or ctx.parameters.get("high") is None:
-        raise RuleError("rule 'z-box' needs the input's bounds: --set low=... --set high=..., or --mean and --std")
-    w, wp, wn = layer.w, positive(layer, layer.w), negative(layer, layer.w)
-    low, high = bounds_at(ctx, layer.x, ctx.parameters["low"], ctx.parameters["high"])
-    offset = layer.z(low, wp) + layer.z(high, wn)
-    den = layer.z(layer.x, w) - offset
-    s = ctx.c * layer.output() / stabilised(layer, den, eps)
-    ctx.absorb(lambda: s * (stabilised(layer, den, eps) - den))
-    r = layer.x * layer.back(w, s) - low * layer.back(wp, s) - high * layer.back(wn, s)
-    return layer.result(Relevance(r))
+    alpha, beta = float(ctx.parameters["alpha"]), float(ctx.parameters["beta"])
+    if abs(alpha - beta - 1) > 1e-6:
+        raise RuleError(f"rule 'alpha-beta' needs alpha - beta = 1, not {alpha:g} - {beta:g}")
+    return signed_shares(layer_of(ctx, "alpha-beta"), alpha, beta)
 
 
-@rule("w-square", epsilon=1e-6, bias="ignore")
-def w_square(ctx: Context) -> Messages:
-    """w-square rule (Montavon et al. 2017): in proportion to w^2. bias = "include" puts b^2 in the denominator."""
-    layer = layer_of(ctx, "w-square")
-    squared = layer.w * layer.w
-    bias = layer.bias if ctx.parameters["bias"] == "include" else None
-    offset = None if bias is None else bias * bias
-    return share(layer, squared, offset)
-
-
-@rule("flat", epsilon=1e-6)
-def flat(ctx: Context) -> Messages:
-    """flat rule (Lapuschkin et al. 2019): every input of a unit gets the same share."""
-    layer = layer_of(ctx, "flat")
-    return share(layer, like_weight(layer), None)
-
-
-def like_weight(layer: Layer) -> Tensor:
-    """Ones of the weight's shape."""
-    b, w = layer.ctx.b, layer.w
-    return b.op("Expand", b.const(np.ones((), w.dtype)), b.shape_of(w), shape=w.shape)
-
-
-def share(layer: Layer, weight: Tensor, offset: Tensor | None) -> Messages:
-    """R passed on in proportion to a non-negative weight, whatever the input."""
+def signed_shares(layer: Layer, alpha: float, beta: float) -> Messages:
+    """alpha R (a w)+ / sum (a w)+ - beta R (a w)- / sum (a w)-, with the biases of those signs in the sums."""
     ctx, eps = layer.ctx, float(layer.ctx.parameters["epsilon"])
-    ones = one_sample(ctx, layer.x, as_array(layer.x, 1.0))
-    den = layer.z(ones, weight, offset)
-    s = ctx.c * layer.output() / (den + eps)
-    ctx.absorb(lambda: s * eps)
-    layer.absorb_bias(s, offset)
-    return layer.result(Relevance(layer.back(weight, s)))
+    ignored = ctx.parameters["bias"] == "ignore" or layer.bias is None
+    plus, minus = positive(layer, layer.w), negative(layer, layer.w)
+    sent: list[Part] = []
+    z = layer.output()
+    for factor, sign, there, here in ((alpha, +1, plus, minus), (-beta, -1, minus, plus)):
+        if factor == 0:
+            continue
+        own = None if ignored or layer.bias is None else (positive if sign > 0 else negative)(layer, layer.bias)
+        offset = own if isinstance(own, Tensor) else None
+        total = layer.total(there, here, offset)
+        if total is None:  # no contribution has this sign: its share stays here
+            ctx.absorb(lambda factor=factor: ctx.c * z * factor)  # type: ignore[misc]
+            continue
+        s = ctx.c * limited(ctx, z / (total + sign * max(eps, tiny(z)))) * factor
+        layer.absorb_bias(s, offset)
+        ctx.absorb(lambda s=s, t=total, f=factor: ctx.c * z * f - s * t, "stabiliser")  # type: ignore[misc]
+        sent.append((there, here, s))
+    return layer.sent_back(sent)

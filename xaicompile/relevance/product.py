@@ -1,17 +1,18 @@
-"""Products of two data tensors (spec sections 6 and 7.2)."""
+"""Products of two data tensors, and the softmax that makes a factor of one (spec sections 6 and 7)."""
 
 from __future__ import annotations
 
-from xaicompile.registry import Context, Message, Messages, relevance, rule
+from xaicompile.ir import Tensor, View
+from xaicompile.registry import Context, Messages, info, relevance, rule
 from xaicompile.relevance.default import lrp_zero, scaled
-from xaicompile.relevance.linear import linear_of
+from xaicompile.relevance.layer import linear_of
 
 GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 
 
 @rule("uniform")
 def uniform(ctx: Context) -> Messages:
-    """Half of the relevance to each factor: VJP/2."""
+    """Half of the relevance to each factor: VJP/2 (AttnLRP, Achtibat et al. 2024)."""
     return scaled(ctx.vjp(), 0.5)
 
 
@@ -19,7 +20,7 @@ def uniform(ctx: Context) -> Messages:
 def gate(ctx: Context) -> Messages:
     """All of the relevance to the factor that is not a gate; a gate is an output of Sigmoid, HardSigmoid or Softmax.
 
-    A product without a gate, or of two gates, is split in half.
+    A product without a gate, or of two gates, is split in half (Arras et al. 2017).
     """
     is_gate = [ctx.facts.made_by(x) in GATES for x in ctx.node.x]
     if sum(is_gate) != 1:
@@ -28,18 +29,56 @@ def gate(ctx: Context) -> Messages:
     return ctx.only(signal, ctx.c * ctx.node.inp(1 - signal))
 
 
+@rule("detach")
+def detach(ctx: Context) -> Messages:
+    """One factor is held constant, and the other gets all: CP-LRP (Ali et al. 2022).
+
+    Held constant is the factor that comes from a gate (Sigmoid, HardSigmoid, Softmax: attention weights, too), or else
+    the one that comes from another activation, as in gated MLPs. A product with no such factor, or two, is split in
+    half.
+    """
+    if sum(ctx.need[:2]) < 2:
+        return product(ctx)
+    makers = [maker(ctx, x) for x in ctx.node.x[:2]]
+    gates = [v is not None and v.op in GATES for v in makers]
+    active = [v is not None and info(v).derivative is not None for v in makers]
+    held = next((h for h in (gates, active) if sum(h) == 1), None)
+    if held is None:
+        return product(ctx)
+    signal = held.index(False)
+    return ctx.only(signal, ctx.vjp()[signal])
+
+
+def maker(ctx: Context, t: Tensor | None) -> View | None:
+    """The view that makes a tensor, seen through what only moves, casts or masks it."""
+    while (view := ctx.facts.producer(t)) is not None:
+        data = [x for x in view.x if ctx.facts.on_path(x)]
+        if len(data) != 1 or not (info(view).layout or view.op in ("Where", "Dropout")):
+            break
+        t = data[0]
+    return view
+
+
+@rule("stop")
+def stop(ctx: Context) -> Messages:
+    """Passes nothing on: what comes from here is held constant, as attention weights are in CP-LRP."""
+    return ctx.absorb_difference(ctx.nothing())
+
+
+def product(ctx: Context) -> Messages:
+    """VJP/n for n data factors (spec 1.7, 7.2); a bias that is data gets all of its share."""
+    bias = 2 if ctx.node.op != "Einsum" else None
+    exact, factors = ctx.vjp(), sum(needed for i, needed in enumerate(ctx.need) if i != bias)
+    return [m if i == bias else scaled([m], 1 / max(factors, 1))[0] for i, m in enumerate(exact)]
+
+
 @relevance("Mul")
 def mul(ctx: Context) -> Messages:
     """A factor off the path is a constant; two data factors follow the gate rule."""
     return gate(ctx) if ctx.need[0] and ctx.need[1] else ctx.vjp()
 
 
-@relevance("MatMul", "Gemm", "Conv", "ConvTranspose")
+@relevance("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
 def matmul(ctx: Context) -> Messages:
     """LRP-0 with one constant side, else half to each operand (AttnLRP)."""
-    if linear_of(ctx) is not None:
-        return lrp_zero(ctx)
-    messages: list[Message] = list(scaled(ctx.vjp(), 0.5))
-    if len(messages) > 2 and messages[2] is not None:  # the addend C of a Gemm gets all of its share
-        messages[2] = ctx.vjp()[2]
-    return messages
+    return product(ctx) if linear_of(ctx) is None else lrp_zero(ctx)

@@ -18,7 +18,7 @@ from xaicompile.backward import Flow, Ledger, backward
 from xaicompile.ir import Tensor
 from xaicompile.ir.body import Type, described, renamed, stacked
 from xaicompile.passes.control import Body
-from xaicompile.registry import RELEVANCE, Context, Message, Messages, Relevance, stop, vjp
+from xaicompile.registry import RELEVANCE, Absorbed, Context, Message, Messages, Relevance, stop, vjp
 
 stop("If", 0)
 stop("Loop", 0, 1)
@@ -150,7 +150,8 @@ def steps(ctx: Context) -> Messages:
             if body.facts.on_path(end):
                 given.append((end, step))
             elif kept is not None:
-                kept.setdefault(node.name, []).append(replace(ctx, b=inner, facts=body.facts).share(end, step))
+                lost = replace(ctx, b=inner, facts=body.facts).share(end, step)
+                kept.setdefault(node.name, []).append(Absorbed(lost, "other"))
     wanted, scans = captures(ctx), range(first + count, node.own)
     summed = [back.state(b.zeros_like(node.inp(i)), "sum", node.inp(i)) for i in wanted]
     reached = [body.inputs[i] for i in scans if ctx.need[i]]
@@ -167,7 +168,7 @@ def steps(ctx: Context) -> Messages:
             flow = found[t.name]
             back.per_step.append((outcome(body, flow, t, flow.r is not None), axis, 1 - direction))
         amounts = [a for entries in (kept or {}).values() for a in entries]
-        back.per_step += [(a, 0, 0) for a in amounts]
+        back.per_step += [(a.amount, 0, 0) for a in amounts]
         made = emitted(ctx, back)
 
     for k, total in zip(carried, made, strict=False):
@@ -180,8 +181,8 @@ def steps(ctx: Context) -> Messages:
     rest = made[len(back.states) :]
     for t, i, stack in zip(reached, [i for i in scans if ctx.need[i]], rest, strict=False):
         result[i] = stack if found[t.name].r is None else Relevance(stack)
-    for stack in rest[len(reached) :]:
-        ctx.absorb(lambda stack=stack: b.sum_axes(stack, [0]))  # type: ignore[misc]
+    for stack, entry in zip(rest[len(reached) :], amounts, strict=True):
+        ctx.absorb(lambda stack=stack: b.sum_axes(stack, [0]), entry.kind)  # type: ignore[misc]
     return result
 
 

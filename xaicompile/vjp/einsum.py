@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Tensor
-from xaicompile.registry import Context, Message, Messages, vjp
+from xaicompile.registry import Context, Linear, Message, Messages, vjp
 from xaicompile.vjp.shape import positions, rank_of
 
 DOTS = "..."
@@ -19,7 +19,7 @@ def terms_of(equation: str) -> tuple[list[str], str]:
     return left.split(","), right
 
 
-@vjp("Einsum")
+@vjp("Einsum", linear=Linear(bias=None, either=True))
 def einsum(ctx: Context) -> Messages:
     """Swaps an operand and the result; axes that were summed in one operand alone get the same c everywhere."""
     terms, result = terms_of(ctx.attr("equation"))

@@ -233,7 +233,7 @@ def begin_of_transpose(
     return [(max(total, 0) + odd) // 2 for total in totals]
 
 
-@vjp("Gemm", linear=Linear())
+@vjp("Gemm", linear=Linear(either=True))
 def gemm(ctx: Context) -> Messages:
     """y = alpha A' B' + beta C, with ' the optional transposes."""
     b, c = ctx.b, ctx.c
@@ -253,7 +253,7 @@ def gemm(ctx: Context) -> Messages:
     return [into_a, into_b, into_c][: len(ctx.node.x)]
 
 
-@vjp("MatMul", linear=Linear())
+@vjp("MatMul", linear=Linear(either=True))
 def matmul(ctx: Context) -> Messages:
     """c B^T and A^T c, vectors as in numpy; a third input, in views only, is a bias."""
     b, c = ctx.b, ctx.c

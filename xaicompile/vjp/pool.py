@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from xaicompile.ir import Builder, Tensor
-from xaicompile.registry import Context, Messages, vjp
+from xaicompile.registry import UNWEIGHTED, Context, Messages, vjp
 from xaicompile.vjp.linear import Window, conv_transposed, window_of
 from xaicompile.vjp.reduce import lp_derivative, lp_share
 from xaicompile.vjp.shape import joined, positions, scatter_add
@@ -31,7 +31,7 @@ def max_pool(ctx: Context) -> Messages:
     return [b.reshape_like(moved, ctx.x)]
 
 
-@vjp("AveragePool", degree=1)
+@vjp("AveragePool", linear=UNWEIGHTED)
 def average_pool(ctx: Context) -> Messages:
     """c over the number of elements in each window, to each of them."""
     window = pool_window(ctx)

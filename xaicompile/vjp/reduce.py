@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from xaicompile.ir import Builder, Tensor
-from xaicompile.registry import Context, Messages, stop, vjp
+from xaicompile.registry import UNWEIGHTED, Context, Messages, stop, vjp
 from xaicompile.vjp.shape import known_ints, positions
 
 REDUCTIONS = ("Sum", "Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp", "LogSum", "Prod")
@@ -51,13 +51,13 @@ def count(ctx: Context) -> float | Tensor:
     return b.CastLike(b.ReduceProd(dims, keepdims=0), ctx.c)
 
 
-@vjp("ReduceSum", degree=1)
+@vjp("ReduceSum", linear=UNWEIGHTED)
 def reduce_sum(ctx: Context) -> Messages:
     """c to each element."""
     return ctx.only(0, ctx.b.expand_like(kept(ctx, ctx.c), ctx.x))
 
 
-@vjp("ReduceMean", degree=1)
+@vjp("ReduceMean", linear=UNWEIGHTED)
 def reduce_mean(ctx: Context) -> Messages:
     """c/n to each element."""
     return ctx.only(0, ctx.b.expand_like(kept(ctx, ctx.c / count(ctx)), ctx.x))
@@ -156,7 +156,7 @@ def log_softmax(ctx: Context) -> Messages:
     return [ctx.c - ctx.b.Exp(ctx.y) * ctx.b.sum_axes(ctx.c, axis, keepdims=True)]
 
 
-@vjp("GlobalAveragePool", degree=1)
+@vjp("GlobalAveragePool", linear=UNWEIGHTED)
 def global_average(ctx: Context) -> Messages:
     """c/n to each element."""
     return [ctx.b.expand_like(ctx.c / spatial_count(ctx), ctx.x)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from xaicompile.ir import Builder, Tensor
-from xaicompile.registry import Context, Messages, stop, vjp
+from xaicompile.registry import UNWEIGHTED, Context, Messages, stop, vjp
 from xaicompile.vjp.shape import joined, positions, rank_of
 
 stop("Resize", 1, 2, 3)
@@ -24,7 +24,7 @@ PASSED_ON = (
 )
 
 
-@vjp("Resize", degree=1)
+@vjp("Resize", linear=UNWEIGHTED)
 def resize(ctx: Context) -> Messages:
     """The transposed matrix along each resized axis."""
     c = ctx.c
