@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import xaicompile
 from tests.graphs import data, net, run, weight
 from tests.nets import cnn
+from xaicompile import ir
 from xaicompile.compiler import compile_model
 from xaicompile.errors import ModelError, UnsupportedError
 
@@ -399,3 +400,30 @@ def test_the_batch_stays_as_it_was(batch: str | int | None) -> None:
     assert dims[0] == dims[2] == [batch or "", 3, 12, 12] and dims[1] == [batch or "", 5]
     for n in (2,) if isinstance(batch, int) else (1, 2, 3):
         assert run(made, {"x": data(n, 3, 12, 12)})["relevance"].shape == (n, 3, 12, 12)
+
+
+def test_arithmetic_on_constants_does_not_hide_a_rank() -> None:
+    """torch's legacy exporter writes the axis of `unflatten` as Mod(-1, 3), with which inference stops."""
+    model = net(
+        "(float[N,5,6] x) => (float[N,5,3] y)",
+        """
+        shape = Shape(x)
+        axis = Mod(last, three)
+        front = Slice(shape, zero, axis)
+        split = Concat<axis=0>(front, parts)
+        r = Reshape(x, split)
+        first = Gather<axis=2>(r, index)
+        y = Relu(first)
+        """,
+        last=np.array([-1]),
+        three=np.array([3]),
+        zero=np.array([0]),
+        parts=np.array([2, 3]),
+        index=np.array(1),
+    )
+    p = ir.load(model)
+    assert p.tensors["r"].rank == 4 and p.tensors["first"].shape is not None
+    x = data(2, 5, 6)
+    made = run(xaicompile.compile(model, "gradient", explain_reduce="sum"), {"x": x})
+    expected = np.concatenate([np.zeros((2, 5, 3)), x[:, :, 3:] > 0], axis=2)
+    assert np.array_equal(made["relevance"], expected)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from xaicompile import registry
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.build import SMALL
 from xaicompile.ir.model import attribute_value
+from xaicompile.ir.types import RANDOM, run_node
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -128,9 +128,6 @@ def rectifies(view: View) -> bool:
     return view.op == "Relu" or (low is not None and low.size == 1 and float(low.reshape(-1)[0]) >= 0)
 
 
-RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
-
-
 def find_constants(program: Program) -> None:
     """Marks what no graph input reaches, and works out small integers, booleans and known shapes."""
     for view in program.views:
@@ -176,21 +173,14 @@ def evaluated(view: View) -> np.ndarray | None:
         view.y[0].shape is not None and int(np.prod([d if isinstance(d, int) else 1 for d in view.y[0].shape])) > SMALL
     ):
         return None
+    names = ["" if t is None else f"x{i}" for i, t in enumerate(view.x)]
+    feeds = {n: t.value for n, t in zip(names, view.x, strict=True) if t is not None and t.value is not None}
     try:
-        names = ["" if t is None else f"x{i}" for i, t in enumerate(view.x)]
         node = helper.make_node(view.op, names, ["y"], **view.attrs)
-        inputs = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(t.dtype), t.value.shape)
-            for n, t in zip(names, view.x, strict=True)
-            if t is not None and t.value is not None
-        ]
-        graph = helper.make_graph([node], "fold", inputs, [onnx.ValueInfoProto(name="y")])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", view.since)])
-        feeds = {n: t.value for n, t in zip(names, view.x, strict=True) if t is not None}
-        value = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
-    except Exception:  # a value that can't be folded is simply not known
+    except TypeError:  # an attribute that the graph library holds unread
         return None
-    return value if value.size <= SMALL else None
+    value = run_node(node, feeds, view.since)
+    return value if value is not None and value.size <= SMALL else None
 
 
 # Transfer rows: the interval of an op's first output from those of its inputs.
