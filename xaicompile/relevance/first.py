@@ -9,7 +9,7 @@ from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, Relevance, rule
 from xaicompile.relevance.box import as_array, bounds_at, one_sample
 from xaicompile.relevance.layer import Layer, Weight, layer_of, negative, positive
-from xaicompile.relevance.linear import limited, stabilised
+from xaicompile.relevance.linear import quotient
 
 
 @rule("z-box", low=None, high=None, epsilon=1e-6)
@@ -31,8 +31,7 @@ def z_box(ctx: Context) -> Messages:
         z = layer.z(x, w)
         den = z if den is None else den if z is None else den - z
     assert den is not None
-    st = stabilised(ctx, den, eps)
-    s = ctx.c * limited(ctx, layer.output() / st)
+    s = ctx.c * quotient(ctx, layer.output(), den, eps)
     ctx.absorb(lambda: ctx.c * layer.output() - s * den, "stabiliser")
     for x, w in terms:
         back = layer.back(w, s)
@@ -76,7 +75,7 @@ def share(layer: Layer, weight: Weight, offset: Tensor | None) -> Messages:
     ctx, eps = layer.ctx, float(layer.ctx.parameters["epsilon"])
     den = layer.z(one_sample(ctx, layer.x, as_array(layer.x, 1.0)), weight, offset)
     assert den is not None
-    s = ctx.c * limited(ctx, layer.output() / (den + eps))
+    s = ctx.c * quotient(ctx, layer.output(), den, eps, +1)
     ctx.absorb(lambda: ctx.c * layer.output() - s * den, "stabiliser")
     layer.absorb_bias(s, offset)
     back = layer.back(weight, s)

@@ -3,6 +3,9 @@ run the op's own transpose with the changed parameters (spec section 5)."""
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
+
 from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, rule
@@ -22,14 +25,14 @@ def epsilon(ctx: Context) -> Messages:
     if ctx.parameters["bias"] == "ignore" and layer.bias is not None:
         bare = layer.z(layer.x, layer.w)
         assert bare is not None
-        s = c * limited(ctx, layer.output() / stabilised(ctx, bare, level(ctx, bare)))
+        s = c * quotient(ctx, layer.output(), bare, level(ctx, bare))
         ctx.absorb(lambda: c * layer.output() - s * bare, "stabiliser")
         return layer.result(layer.back(layer.w, s))
     if eps:
         z = layer.output()
         size = z if layer.rectified else ctx.b.Abs(z)
         if ctx.parameters["stabiliser"] == "clip":
-            s = c * ctx.b.Min(size * (1 / eps), 1.0)
+            s = c * ctx.b.Min(size / eps, 1.0)
         else:
             # the root mean square is that of z itself, and not of what is left of it behind a ReLU
             least = level(ctx, layer.whole()) if ctx.parameters["stabiliser"] == "relative" else eps
@@ -48,22 +51,27 @@ def level(ctx: Context, z: Tensor) -> Tensor | float:
     if z.rank is None:
         raise RuleError(f'stabiliser = "relative" needs the rank of the output of {ctx.node}, which is unknown')
     axes = list(range(1, z.rank)) if z.rank > 1 else [0]
-    return ctx.b.Sqrt(ctx.b.mean_axes(z * z, axes)) * eps + tiny(z)
+    wide = ctx.b.Cast(z, to=onnx.TensorProto.FLOAT) if z.dtype == np.float16 else z  # a square may exceed 65504
+    root = ctx.b.Sqrt(ctx.b.mean_axes(wide * wide, axes))
+    return (ctx.b.CastLike(root, z) if wide is not z else root) * eps + tiny(z)
 
 
-def stabilised(ctx: Context, z: Tensor, eps: Tensor | float) -> Tensor:
-    """z + eps sgn(z) with sgn(0) = +1, or sgn(z) max(|z|, eps) (spec 1.3)."""
-    least = eps if isinstance(eps, Tensor) else max(eps, tiny(z))
-    if ctx.parameters.get("stabiliser") == "clip":
-        size = ctx.b.Max(ctx.b.Abs(z), least)
-        return ctx.where(z < 0.0, -size, size)
-    return z + ctx.where(z < 0.0, -least, least)
+def quotient(ctx: Context, z: Tensor, den: Tensor, eps: Tensor | float, sign: int = 0) -> Tensor:
+    """z / st(den), 0 where st(den) is 0: st adds eps sgn(den), or clips |den| at eps from below (spec 1.3, 1.9).
 
-
-def limited(ctx: Context, ratio: Tensor) -> Tensor:
-    """A ratio that may be large; in half precision at most 1000, so that what it multiplies stays finite."""
-    half = ratio.dtype is not None and ratio.dtype.itemsize == 2
-    return ctx.b.Max(ctx.b.Min(ratio, 1e3), -1e3) if half else ratio
+    `sign` tells that no value of den has the other one. In half precision a quotient is at most 1000, so that what it
+    multiplies stays finite.
+    """
+    b, clips = ctx.b, ctx.parameters.get("stabiliser") == "clip"
+    if isinstance(eps, float) and eps == 0:
+        none = b.Equal(den, 0.0)
+        ratio = ctx.where(none, 0.0, z / ctx.where(none, 1.0, den))
+    elif clips:
+        size = b.Max(b.Abs(den), eps)
+        ratio = z / ctx.where(den < 0.0, -size, size)
+    else:
+        ratio = z / (den + (eps * sign if sign else ctx.where(den < 0.0, -eps, eps)))
+    return b.Max(b.Min(ratio, 1e3), -1e3) if z.dtype == np.float16 else ratio
 
 
 @rule("gamma", gamma=0.25, bias="absorb")
@@ -122,7 +130,7 @@ def unlike_ratio(layer: Layer, z: Tensor, total: Tensor, sign: int) -> Tensor:
     """z/total where z has the given sign, else 0; total, from which the bias is left out, may have any sign."""
     b, ctx = layer.ctx.b, layer.ctx
     part = (z if layer.rectified else b.Relu(z)) if sign > 0 else b.Min(z, 0.0)
-    return limited(ctx, part / stabilised(ctx, total, 0.0))
+    return quotient(ctx, part, total, 0.0)
 
 
 @rule("z-plus", epsilon=1e-6, bias="absorb")
@@ -161,7 +169,7 @@ def signed_shares(layer: Layer, alpha: float, beta: float) -> Messages:
         if total is None:  # no contribution has this sign: its share stays here
             ctx.absorb(lambda factor=factor: ctx.c * z * factor)  # type: ignore[misc]
             continue
-        s = ctx.c * limited(ctx, z / (total + sign * max(eps, tiny(z)))) * factor
+        s = ctx.c * quotient(ctx, z, total, eps, sign) * factor
         layer.absorb_bias(s, offset)
         ctx.absorb(lambda s=s, t=total, f=factor: ctx.c * z * f - s * t, "stabiliser")  # type: ignore[misc]
         sent.append((there, here, s))

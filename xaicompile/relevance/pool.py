@@ -6,7 +6,7 @@ from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, rule
 from xaicompile.relevance.layer import Layer
-from xaicompile.relevance.linear import limited, stabilised
+from xaicompile.relevance.linear import quotient
 
 AVERAGES = {"MaxPool": "AveragePool", "GlobalMaxPool": "GlobalAveragePool", "ReduceMax": "ReduceMean"}
 
@@ -52,7 +52,7 @@ def shared(layer: Layer, mean: Tensor | None, down: float) -> Messages:
     if mean is None:  # no input is positive
         ctx.absorb(lambda: ctx.c * ctx.y)
         return ctx.nothing()
-    s = ctx.c * limited(ctx, ctx.y / stabilised(ctx, mean, float(ctx.parameters["epsilon"])))
+    s = ctx.c * quotient(ctx, ctx.y, mean, float(ctx.parameters["epsilon"]))
     ctx.absorb(lambda: ctx.c * ctx.y - s * mean, "stabiliser")
     return layer.sent_back([(1.0, down, s)])
 
