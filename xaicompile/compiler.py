@@ -28,7 +28,7 @@ from xaicompile.passes import canonical, control, expand
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
 
-RECTIFYING = {"gradient", "default", "guided", "identity", "pass"}  # rules that pass nothing where a ReLU was off
+RECTIFYING = {"gradient", "default", "guided"}  # rules that pass nothing where a ReLU, or a Clip at 0, was off
 Reduce = Literal["sum", "mean", "max"]
 
 
@@ -129,7 +129,7 @@ def compile_model(
     control.open_bodies(p, facts, views)
     choices = composites.assign(rules, views, facts)
     for known_there, there in [(facts, views), *((body.facts, body.views) for _, body in control.each_body(views))]:
-        known_there.trust_activations(v for v in there if choices[v].rule in RECTIFYING)
+        known_there.trust_activations(v for v in there if rectifies(choices[v]))
     assignments = [described(choices[v], seen) for v, seen in control.inside_facts(views, facts)]
     gaps.refuse(control.inside(views), assignments)
 
@@ -171,6 +171,11 @@ def compile_model(
         p.source.path.parent if p.source.path and p.source.external else None,
         p.source.path,
     )
+
+
+def rectifies(choice: composites.Choice) -> bool:
+    """True if the rule passes nothing where the output is 0, and all of what arrives where it is the input."""
+    return choice.rule in RECTIFYING or (choice.rule in ("identity", "pass") and choice.view.op == "Relu")
 
 
 def as_properties(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -37,15 +37,24 @@ def passed(ctx: Context) -> Messages:
     x, y = ctx.node.x[wanted[0]], ctx.y
     if len(wanted) > 1 or x is None or (x.static is not None and y.static is not None and x.static != y.static):
         raise RuleError(f"rule 'pass' is for ops with one data input that keep its shape, which {ctx.node} is not")
-    if row.derivative is not None and row.at_zero == 0:
+    if starts_at_zero(ctx):
         return identity(ctx) if row.degree is None else ctx.vjp()
     return ctx.only(wanted[0], Relevance(ctx.c * y))
+
+
+def starts_at_zero(ctx: Context) -> bool:
+    """True for an elementwise op with f(0) = 0."""
+    if ctx.node.op == "Clip" and not ctx.node.domain:
+        low, high = (ctx.facts.bounds(x) if x is not None else (0.0, 0.0) for x in (*ctx.node.x, None, None)[1:3])
+        return low[1] <= 0 <= high[0]
+    row = info(ctx.node)
+    return row.derivative is not None and row.at_zero == 0
 
 
 @rule("identity")
 def identity(ctx: Context) -> Messages:
     """R_in = R_out for f(0) = 0: c f(x)/x, f'(x) near x = 0 (spec section 6)."""
-    x, y, row = ctx.x, ctx.y, info(ctx.node)
+    x, y, row = recomputed(ctx, ctx.x), ctx.y, info(ctx.node)
     assert row.derivative is not None
     near = ctx.b.Abs(x) < 1e-3 if x.dtype is not None and x.dtype.itemsize == 2 else ctx.b.Abs(x) < 1e-6
     ratio = y / ctx.where(near, 1.0, x)

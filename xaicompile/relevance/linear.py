@@ -46,7 +46,7 @@ def epsilon(ctx: Context) -> Messages:
 def level(ctx: Context, z: Tensor) -> Tensor | float:
     """Epsilon as a number, or in units of the root mean square of each sample of z (spec 1.4), there never 0."""
     eps = float(ctx.parameters["epsilon"])
-    if ctx.parameters["stabiliser"] != "relative":
+    if ctx.parameters.get("stabiliser") != "relative":
         return eps
     if z.rank is None:
         raise RuleError(f'stabiliser = "relative" needs the rank of the output of {ctx.node}, which is unknown')

@@ -6,7 +6,7 @@ from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, rule
 from xaicompile.relevance.layer import Layer
-from xaicompile.relevance.linear import quotient
+from xaicompile.relevance.linear import level, quotient
 
 AVERAGES = {"MaxPool": "AveragePool", "GlobalMaxPool": "GlobalAveragePool", "ReduceMax": "ReduceMean"}
 
@@ -22,11 +22,11 @@ def winner(ctx: Context) -> Messages:
     return ctx.vjp()
 
 
-@rule("average", epsilon=1e-6)
+@rule("average", epsilon=1e-6, stabiliser="absolute")
 def average(ctx: Context) -> Messages:
     """LRP-epsilon of an average pool in place of the max-pool: in proportion to the inputs of a window.
 
-    So does the tutorial of the LRP overview (Montavon et al. 2019) for VGG-16.
+    So does the tutorial of the LRP overview (Montavon et al. 2019) for VGG-16. `stabiliser` as in the epsilon rule.
 
     Raises:
         RuleError: The op takes no maximum.
@@ -52,7 +52,7 @@ def shared(layer: Layer, mean: Tensor | None, down: float) -> Messages:
     if mean is None:  # no input is positive
         ctx.absorb(lambda: ctx.c * ctx.y)
         return ctx.nothing()
-    s = ctx.c * quotient(ctx, ctx.y, mean, float(ctx.parameters["epsilon"]))
+    s = ctx.c * quotient(ctx, ctx.y, mean, level(ctx, mean))
     ctx.absorb(lambda: ctx.c * ctx.y - s * mean, "stabiliser")
     return layer.sent_back([(1.0, down, s)])
 

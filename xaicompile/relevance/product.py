@@ -12,8 +12,8 @@ GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 
 @rule("uniform")
 def uniform(ctx: Context) -> Messages:
-    """Half of the relevance to each factor: VJP/2 (AttnLRP, Achtibat et al. 2024)."""
-    return scaled(ctx.vjp(), 0.5)
+    """Half of the relevance to each of two data factors: VJP/2 (AttnLRP, Achtibat et al. 2024)."""
+    return product(ctx)
 
 
 @rule("gate")
@@ -23,7 +23,7 @@ def gate(ctx: Context) -> Messages:
     A product without a gate, or of two gates, is split in half (Arras et al. 2017).
     """
     is_gate = [ctx.facts.made_by(x) in GATES for x in ctx.node.x]
-    if sum(is_gate) != 1:
+    if sum(is_gate) != 1 or sum(ctx.need) < 2:
         return uniform(ctx)
     signal = is_gate.index(False)
     return ctx.only(signal, ctx.c * ctx.node.inp(1 - signal))
@@ -67,7 +67,7 @@ def stop(ctx: Context) -> Messages:
 
 def product(ctx: Context) -> Messages:
     """VJP/n for n data factors (spec 1.7, 7.2); a bias that is data gets all of its share."""
-    bias = 2 if ctx.node.op != "Einsum" else None
+    bias = 2 if ctx.node.op in ("Gemm", "MatMul", "Conv", "ConvTranspose") else None
     exact, factors = ctx.vjp(), sum(needed for i, needed in enumerate(ctx.need) if i != bias)
     return [m if i == bias else scaled([m], 1 / max(factors, 1))[0] for i, m in enumerate(exact)]
 
@@ -75,7 +75,7 @@ def product(ctx: Context) -> Messages:
 @relevance("Mul")
 def mul(ctx: Context) -> Messages:
     """A factor off the path is a constant; two data factors follow the gate rule."""
-    return gate(ctx) if ctx.need[0] and ctx.need[1] else ctx.vjp()
+    return gate(ctx)
 
 
 @relevance("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
