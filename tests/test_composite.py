@@ -86,12 +86,12 @@ def test_kinds(tmp_path: Path) -> None:
             ("linear", "epsilon"),
             ("activation", "gradient"),
             ("layout", "default"),
-            ("other", "uniform"),
+            ("other", "norm"),
         )
     )
     assert assigned(rules(tmp_path, text)) == {
         "stem": "epsilon", "stem_relu": "gradient", "left": "epsilon", "right_a": "epsilon", "right_relu": "gradient",
-        "right_b": "epsilon", "join": "uniform", "flat": "default", "hidden": "epsilon", "hidden_relu": "gradient",
+        "right_b": "epsilon", "join": "norm", "flat": "default", "hidden": "epsilon", "hidden_relu": "gradient",
         "head": "epsilon",
     }  # fmt: skip
 

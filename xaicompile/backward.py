@@ -129,6 +129,9 @@ def through(
             result.append([None if m is None else Relevance(m) for m in moved])
         else:
             g = [f.c if f.r is None else f.cotangent(b, view.out(i)) for i, f in enumerate(flows)]
+            if kept is not None:  # relevance of a value that is 0 is no multiple of it, and ends here
+                ends = [(b.Equal(view.out(i), 0.0), f.r) for i, f in enumerate(flows) if f.r is not None]
+                kept += [Absorbed(b.where(is_zero, r, 0.0, like=r), "other") for is_zero, r in ends]
     if any(c is not None for c in g):
         result.append(picked.rule(Context(b, view, g, need, facts, picked.parameters, kept)))
     return result

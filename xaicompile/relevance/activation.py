@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from xaicompile.errors import RuleError
-from xaicompile.registry import Context, Messages, Relevance, info, rule
+from xaicompile.ir.graph import Shape
+from xaicompile.registry import Context, Derivative, Messages, Relevance, info, rule
 from xaicompile.relevance.reading import recomputed
+
+
+def elementwise(ctx: Context, name: str) -> Derivative:
+    """The derivative of an activation.
+
+    Raises:
+        RuleError: The op is none.
+    """
+    derivative = info(ctx.node).derivative
+    if derivative is None:
+        raise RuleError(f"rule '{name}' is for activations and can't be applied to {ctx.node}")
+    return derivative
 
 
 @rule("deconvnet")
 def deconvnet(ctx: Context) -> Messages:
     """max(c, 0), whatever the forward pass did (Zeiler and Fergus 2014; spec section 4)."""
+    elementwise(ctx, "deconvnet")
     return ctx.absorb_difference(ctx.only(0, ctx.b.Relu(ctx.c)))
 
 
 @rule("guided")
 def guided(ctx: Context) -> Messages:
     """max(c, 0) where the unit was active (Springenberg et al. 2015; spec section 4)."""
+    elementwise(ctx, "guided")
     return ctx.absorb_difference(ctx.vjp(g=[ctx.b.Relu(ctx.c)]))
 
 
 @rule("beta-smooth", beta=10.0)
 def beta_smooth(ctx: Context) -> Messages:
     """c sigmoid(beta x): the gradient as if the ReLU were a softplus (Dombrowski et al. 2019)."""
+    elementwise(ctx, "beta-smooth")
     x = recomputed(ctx, ctx.x)
     return ctx.absorb_difference(ctx.only(0, ctx.c * ctx.b.Sigmoid(x * float(ctx.parameters["beta"]))))
 
@@ -34,12 +50,20 @@ def passed(ctx: Context) -> Messages:
         RuleError: The op has several data inputs, or changes the shape.
     """
     row, wanted = info(ctx.node), [i for i, needed in enumerate(ctx.need) if needed]
-    x, y = ctx.node.x[wanted[0]], ctx.y
-    if len(wanted) > 1 or x is None or (x.static is not None and y.static is not None and x.static != y.static):
+    x, y = ctx.node.inp(wanted[0]), ctx.y
+    moved = info(ctx.node).layout and ctx.node.op not in ("Cast", "CastLike", "Identity", "Dropout")
+    if len(wanted) > 1 or moved or differ(x.shape, y.shape):
         raise RuleError(f"rule 'pass' is for ops with one data input that keep its shape, which {ctx.node} is not")
     if starts_at_zero(ctx):
         return identity(ctx) if row.degree is None else ctx.vjp()
     return ctx.only(wanted[0], Relevance(ctx.c * y))
+
+
+def differ(a: Shape | None, b: Shape | None) -> bool:
+    """True unless two shapes may be the same."""
+    if a is None or b is None or len(a) != len(b):
+        return a is not b
+    return any(p != q and p is not None and q is not None for p, q in zip(a, b, strict=True))
 
 
 def starts_at_zero(ctx: Context) -> bool:
@@ -54,20 +78,19 @@ def starts_at_zero(ctx: Context) -> bool:
 @rule("identity")
 def identity(ctx: Context) -> Messages:
     """R_in = R_out for f(0) = 0: c f(x)/x, f'(x) near x = 0 (spec section 6)."""
-    x, y, row = recomputed(ctx, ctx.x), ctx.y, info(ctx.node)
-    assert row.derivative is not None
+    derivative = elementwise(ctx, "identity")
+    x, y = recomputed(ctx, ctx.x), ctx.y
     near = ctx.b.Abs(x) < 1e-3 if x.dtype is not None and x.dtype.itemsize == 2 else ctx.b.Abs(x) < 1e-6
     ratio = y / ctx.where(near, 1.0, x)
-    return ctx.only(0, ctx.c * ctx.where(near, row.derivative(ctx, x, y), ratio))
+    return ctx.only(0, ctx.c * ctx.where(near, derivative(ctx, x, y), ratio))
 
 
 @rule("secant")
 def secant(ctx: Context) -> Messages:
     """c (f(x) - f(0)) / x for f(0) != 0; f(0) c is absorbed (spec section 6)."""
-    row = info(ctx.node)
-    assert row.derivative is not None
-    start = float(ctx.attr("beta", 0.5)) if ctx.node.op == "HardSigmoid" else row.at_zero
+    derivative = elementwise(ctx, "secant")
+    start = float(ctx.attr("beta", 0.5)) if ctx.node.op == "HardSigmoid" else info(ctx.node).at_zero
     near = ctx.b.Abs(ctx.x) < 1e-4
     ratio = (ctx.y - float(start or 0.0)) / ctx.where(near, 1.0, ctx.x)
     ctx.absorb(lambda: ctx.c * float(start or 0.0))
-    return ctx.only(0, ctx.c * ctx.where(near, row.derivative(ctx, ctx.x, ctx.y), ratio))
+    return ctx.only(0, ctx.c * ctx.where(near, derivative(ctx, ctx.x, ctx.y), ratio))

@@ -21,7 +21,8 @@ def norm(ctx: Context) -> Messages:
     Raises:
         RuleError: The op is neither a sum nor an average.
     """
-    if info(ctx.node).degree != 1:
+    row = info(ctx.node)
+    if row.degree != 1 or row.layout or row.derivative is not None or (row.linear and row.linear.weight is not None):
         raise RuleError(f"rule 'norm' is for sums and averages and can't be applied to {ctx.node}")
     if ctx.node.op in ("Add", "Sum", "Sub") and sum(ctx.need) < 2:
         return homogeneous(ctx)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, Messages, info, relevance, rule
-from xaicompile.relevance.default import lrp_zero, scaled
+from xaicompile.relevance.default import default, lrp_zero, scaled
 from xaicompile.relevance.layer import linear_of
 
 GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
@@ -12,8 +15,12 @@ GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 
 @rule("uniform")
 def uniform(ctx: Context) -> Messages:
-    """Half of the relevance to each of two data factors: VJP/2 (AttnLRP, Achtibat et al. 2024)."""
-    return product(ctx)
+    """Half of the relevance to each of two data factors: VJP/2 (AttnLRP, Achtibat et al. 2024).
+
+    Raises:
+        RuleError: The op is no product.
+    """
+    return product(ctx) if factors(ctx, "uniform") > 1 else default(ctx)
 
 
 @rule("gate")
@@ -21,12 +28,14 @@ def gate(ctx: Context) -> Messages:
     """All of the relevance to the factor that is not a gate; a gate is an output of Sigmoid, HardSigmoid or Softmax.
 
     A product without a gate, or of two gates, is split in half (Arras et al. 2017).
+
+    Raises:
+        RuleError: The op is no product.
     """
-    is_gate = [ctx.facts.made_by(x) in GATES for x in ctx.node.x]
-    if sum(is_gate) != 1 or sum(ctx.need) < 2:
-        return uniform(ctx)
-    signal = is_gate.index(False)
-    return ctx.only(signal, ctx.c * ctx.node.inp(1 - signal))
+    if factors(ctx, "gate") < 2:
+        return default(ctx)
+    is_gate = [ctx.facts.made_by(x) in GATES for x in ctx.node.x[:2]]
+    return held_constant(ctx, is_gate) if sum(is_gate) == 1 else product(ctx)
 
 
 @rule("detach")
@@ -36,17 +45,33 @@ def detach(ctx: Context) -> Messages:
     Held constant is the factor that comes from a gate (Sigmoid, HardSigmoid, Softmax: attention weights, too), or else
     the one that comes from another activation, as in gated MLPs. A product with no such factor, or two, is split in
     half.
+
+    Raises:
+        RuleError: The op is no product.
     """
-    if sum(ctx.need[:2]) < 2:
-        return product(ctx)
+    if factors(ctx, "detach") < 2:
+        return default(ctx)
     makers = [maker(ctx, x) for x in ctx.node.x[:2]]
     gates = [v is not None and v.op in GATES for v in makers]
     active = [v is not None and info(v).derivative is not None for v in makers]
     held = next((h for h in (gates, active) if sum(h) == 1), None)
-    if held is None:
-        return product(ctx)
-    signal = held.index(False)
-    return ctx.only(signal, ctx.vjp()[signal])
+    return product(ctx) if held is None else held_constant(ctx, held)
+
+
+def factors(ctx: Context, name: str) -> int:
+    """How many factors of a product are data.
+
+    Raises:
+        RuleError: The op is no product.
+    """
+    if ctx.node.op not in ("Mul", "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose") or ctx.node.domain:
+        raise RuleError(f"rule '{name}' is for products and can't be applied to {ctx.node}")
+    return sum(ctx.need if ctx.node.op == "Einsum" else ctx.need[:2])
+
+
+def held_constant(ctx: Context, held: Sequence[bool]) -> Messages:
+    """All to the one of two factors that is not held constant; a bias that is data gets its share."""
+    return [None if i < 2 and held[i] else m for i, m in enumerate(ctx.vjp())]
 
 
 def maker(ctx: Context, t: Tensor | None) -> View | None:
@@ -68,14 +93,14 @@ def stop(ctx: Context) -> Messages:
 def product(ctx: Context) -> Messages:
     """VJP/n for n data factors (spec 1.7, 7.2); a bias that is data gets all of its share."""
     bias = 2 if ctx.node.op in ("Gemm", "MatMul", "Conv", "ConvTranspose") else None
-    exact, factors = ctx.vjp(), sum(needed for i, needed in enumerate(ctx.need) if i != bias)
-    return [m if i == bias else scaled([m], 1 / max(factors, 1))[0] for i, m in enumerate(exact)]
+    exact, n = ctx.vjp(), sum(needed for i, needed in enumerate(ctx.need) if i != bias)
+    return [m if i == bias else scaled([m], 1 / max(n, 1))[0] for i, m in enumerate(exact)]
 
 
 @relevance("Mul")
 def mul(ctx: Context) -> Messages:
     """A factor off the path is a constant; two data factors follow the gate rule."""
-    return gate(ctx)
+    return gate(ctx) if ctx.need[0] and ctx.need[1] else ctx.vjp()
 
 
 @relevance("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
