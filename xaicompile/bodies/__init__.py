@@ -3,7 +3,18 @@
 Importing this package fills the tables.
 """
 
-from xaicompile.bodies import attention, contrib, integer, ml, quantised, refused
+from xaicompile.bodies import attention, blocks, contrib, integer, ml, norms, quantised, refused, rotary
 from xaicompile.bodies.record import run
 
-__all__ = ["attention", "contrib", "integer", "ml", "quantised", "refused", "run"]
+__all__ = [
+    "attention",
+    "blocks",
+    "contrib",
+    "integer",
+    "ml",
+    "norms",
+    "quantised",
+    "refused",
+    "rotary",
+    "run",
+]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from xaicompile.bodies.contrib import Outputs, contrib, given, only, swapped
+from xaicompile.bodies.contrib import Outputs, contrib, given, only, plus, swapped
 from xaicompile.ir import Builder, Tensor, View
 
 
@@ -15,10 +15,14 @@ def attention(b: Builder, v: View) -> Outputs | None:
     """Self-attention with one merged projection to queries, keys and values."""
     if v.attrs.get("do_rotary") or v.has(6):
         return None
-    projected = b.MatMul(v.inp(0), v.inp(1))
-    bias = given(v, 2)
-    if bias is not None:
-        projected = projected + bias
+    projected = plus(b.MatMul(v.inp(0), v.inp(1)), given(v, 2))
+    return self_attention(b, v, projected, given(v, 3), given(v, 4), given(v, 5))
+
+
+def self_attention(
+    b: Builder, v: View, projected: Tensor, mask: Tensor | None, past: Tensor | None, bias: Tensor | None
+) -> Outputs | None:
+    """Attention between queries, keys and values that lie side by side."""
     sizes = list(v.attrs.get("qkv_hidden_sizes") or [])
     if not sizes:
         total = (v.inp(1).shape or (None, None))[1]
@@ -28,11 +32,10 @@ def attention(b: Builder, v: View) -> Outputs | None:
     q, k, value = b.many("Split", 3, projected, sizes, axis=-1)
     heads = int(v.attrs["num_heads"])
     q, k, value = (in_heads(b, t, heads) for t in (q, k, value))
-    past = given(v, 4)
     if past is not None:  # [2, batch, heads, past, size]
         before = [b.Squeeze(t, [0]) for t in b.many("Split", 2, past, axis=0, num_outputs=2)]
         k, value = (b.Concat(p, t, axis=2) for p, t in zip(before, (k, value), strict=True))
-    y = attended(b, v, q, k, value, given(v, 3), given(v, 5))
+    y = attended(b, v, q, k, value, mask, bias)
     present = b.Concat(b.Unsqueeze(k, [0]), b.Unsqueeze(value, [0]), axis=0) if len(v.y) > 1 else None
     return None if y is None else only(v, y, present)
 
@@ -54,8 +57,12 @@ def multi_head_attention(b: Builder, v: View) -> Outputs | None:
 
 
 def separated(b: Builder, v: View, heads: int) -> list[Tensor] | None:
-    """Queries, keys and values, each [batch, heads, length, size]; None where they are packed into one tensor."""
+    """Queries, keys and values, each [batch, heads, length, size]; None for a form that is not known."""
     query, key, value, bias = v.inp(0), given(v, 1), given(v, 2), given(v, 3)
+    packed = query if query.rank == 5 else key if key is not None and key.rank == 5 else None
+    if packed is not None and bias is None:  # side by side for each head
+        several = [b.Transpose(t, perm=[0, 2, 1, 3]) for t in apart(b, packed)]
+        return several if packed is query else [in_heads(b, query, heads), *several]
     if query.rank != 3 or key is None or key.rank not in (3, 4) or value is None:
         return None
     if bias is not None:
@@ -67,6 +74,12 @@ def separated(b: Builder, v: View, heads: int) -> list[Tensor] | None:
         key = key + shifts[1] if key.rank == 3 else key + per_head(b, shifts[1], heads)
         value = value + shifts[2] if value.rank == 3 else value + per_head(b, shifts[2], heads)
     return [in_heads(b, t, heads) if t.rank == 3 else t for t in (query, key, value)]
+
+
+def apart(b: Builder, packed: Tensor) -> list[Tensor]:
+    """[batch, length, heads, size] each, out of [batch, length, heads, how many, size]."""
+    count = 3 if (packed.shape or ())[3] == 3 else 2
+    return [b.Squeeze(t, [3]) for t in b.many("Split", count, packed, axis=3, num_outputs=count)]
 
 
 def per_head(b: Builder, bias: Tensor, heads: int) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from xaicompile.bodies.record import Body, body
+from xaicompile.bodies.scales import Scale
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.apart import APART
 
@@ -40,6 +41,12 @@ def only(v: View, *results: Tensor | None) -> Outputs:
 # Convolutions and products with an activation or a factor
 
 
+@contrib("Trilu")
+def trilu(b: Builder, v: View) -> Outputs:
+    """Trilu, as older exporters write it."""
+    return [b.Trilu(*v.x, upper=v.attrs.get("upper"))]
+
+
 def activated(b: Builder, v: View, z: Tensor, prefix: str = "activation") -> Tensor:
     """The fused activation applied to z."""
     op, numbers = v.attrs.get("activation"), list(v.attrs.get(f"{prefix}_params", []))
@@ -55,6 +62,18 @@ def fused_conv(b: Builder, v: View) -> Outputs:
     """activation(Conv(x, w, b) + z)."""
     attrs = {k: a for k, a in v.attrs.items() if not k.startswith("activation")}
     return [activated(b, v, plus(b.Conv(*v.x[:3], **attrs), given(v, 3)))]
+
+
+@contrib("NhwcConv", "NhwcFusedConv")
+def nhwc_conv(b: Builder, v: View) -> Outputs | None:
+    """The same with channels at the end; the kernel is as ever."""
+    n = v.inp(0).rank
+    if n is None:
+        return None
+    attrs = {k: a for k, a in v.attrs.items() if not k.startswith("activation")}
+    x = b.Transpose(v.inp(0), perm=[0, n - 1, *range(1, n - 1)])
+    y = b.Transpose(b.Conv(x, *v.x[1:3], **attrs), perm=[0, *range(2, n), 1])
+    return [activated(b, v, plus(y, given(v, 3)))]
 
 
 @contrib("FusedGemm")
@@ -132,6 +151,36 @@ def fast_gelu(b: Builder, v: View) -> Outputs:
     return [gelu(b, plus(v.inp(0), given(v, 1)), "tanh")]
 
 
+@contrib("GemmFastGelu")
+def gemm_fast_gelu(b: Builder, v: View) -> Outputs:
+    """Gelu(x W + bias) by tanh."""
+    return [gelu(b, plus(b.MatMul(v.inp(0), v.inp(1)), given(v, 2)), "tanh")]
+
+
+@contrib("BiasSplitGelu")
+def bias_split_gelu(b: Builder, v: View) -> Outputs:
+    """The left half of x + bias times Gelu of the right half."""
+    left, right = b.many("Split", 2, v.inp(0) + v.inp(1), axis=-1, num_outputs=2)
+    return [left * gelu(b, right)]
+
+
+@contrib("BiasAdd")
+def bias_add(b: Builder, v: View) -> Outputs:
+    """x + bias + skip."""
+    return [v.inp(0) + v.inp(1) + v.inp(2)]
+
+
+@contrib("BiasSoftmax")
+def bias_softmax(b: Builder, v: View) -> Outputs | None:
+    """Softmax(x + bias) over all axes from one on."""
+    z, axis = v.inp(0) + v.inp(1), int(v.attrs.get("axis", 1))
+    if z.rank is None:
+        return None
+    if axis % z.rank == z.rank - 1:
+        return [b.Softmax(z, axis=-1)]
+    return [b.reshape_like(b.Softmax(b.Flatten(z, axis=axis % z.rank), axis=1), z)]
+
+
 @contrib("QuickGelu")
 def quick_gelu(b: Builder, v: View) -> Outputs:
     """x sigmoid(alpha x)."""
@@ -180,6 +229,16 @@ def embed_layer_norm(b: Builder, v: View) -> Outputs:
     y = b.op("LayerNormalization", total, scale, shift, shape=shape, axis=-1, epsilon=epsilon_of(v))
     counted = v.inp(7) if v.has(7) else v.inp(0) * 0
     return only(v, y, b.Cast(b.sum_axes(counted, [1]), to=TensorProto.INT32), total)
+
+
+@contrib("QEmbedLayerNormalization")
+def quantised_embed_layer_norm(b: Builder, v: View) -> Outputs | None:
+    """The same with tables, scale and shift in integers, one scale each."""
+    x = [*v.x[:8], None, None][:9]
+    for place, i in enumerate((2, 3, 4, 5, 6)):
+        if v.has(i):
+            x[i] = Scale(v.inp(8 + place), given(v, 13 + place)).dequantised(b, v.inp(i))
+    return embed_layer_norm(b, v.varied(x=x))
 
 
 def epsilon_of(v: View) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xaicompile.bodies.contrib import DOMAIN, plus
+from xaicompile.bodies.attention import self_attention
+from xaicompile.bodies.contrib import DOMAIN, Outputs, contrib, plus
 from xaicompile.bodies.quantised import Quantised, given, integer
 from xaicompile.bodies.scales import Scale
 from xaicompile.ir import Builder, Tensor, View
@@ -194,6 +195,36 @@ def matmul_to_float(s: Quantised, v: View) -> None:
     a = s.as_read(v, v.inp(0), Scale(v.inp(2), given(v, 4), -2))
     w = s.as_read(v, v.inp(1), Scale(v.inp(3), given(v, 5), -1))
     s.recorded(v, lambda: plus(s.b.MatMul(a, w), given(v, 6)), own=True)
+
+
+@integer("QAttention", DOMAIN)
+def attention(s: Quantised, v: View) -> None:
+    """Self-attention whose merged projection is one of integers, one scale a column of the weight or one for all."""
+    x = s.as_read(v, v.inp(0), Scale(v.inp(3), given(v, 6)))
+    w = Scale(v.inp(4), given(v, 7), -1).dequantised(s.b, v.inp(1))
+    with s.b.recorded() as made:
+        projected = plus(s.b.MatMul(x, w), given(v, 2))
+        results = self_attention(s.b, v, projected, given(v, 5), given(v, 8), None)
+    if results is None:
+        s.add(v)
+    else:
+        s.add(*s.recorder.views(v, made, results))
+
+
+@contrib("DynamicQuantizeLSTM")
+def dynamic_lstm(b: Builder, v: View) -> Outputs:
+    """LSTM whose weights are integers that lie the other way round; its data is rounded inside."""
+    x = list(v.x[:8])
+    for place, i in enumerate((1, 2)):
+        scale, zero = v.inp(8 + 2 * place), given(v, 9 + 2 * place)
+        if scale.rank == 2:  # one a column, for each direction
+            scale, zero = b.Unsqueeze(scale, [1]), zero if zero is None else b.Unsqueeze(zero, [1])
+        else:
+            scale, zero = b.Unsqueeze(scale, [1, 2]), zero if zero is None else b.Unsqueeze(zero, [1, 2])
+        whole = b.CastLike(v.inp(i), scale)
+        whole = whole if zero is None else whole - b.CastLike(zero, scale)
+        x[i] = b.Transpose(whole * scale, perm=[0, 2, 1])
+    return b.many("LSTM", len(v.y), *x, **v.attrs)
 
 
 @integer("DynamicQuantizeMatMul", DOMAIN)
