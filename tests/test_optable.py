@@ -22,6 +22,8 @@ def test_json_has_the_documented_keys() -> None:
     assert by_op["Conv"]["gradient"] == "exact" and by_op["Conv"]["lrp"] == "linear"
     assert by_op["Tanh"]["lrp"] == "identity" and by_op["Sigmoid"]["lrp"] == "secant"
     assert by_op["Floor"]["gradient"] == "zero" and by_op["Attention"]["gradient"] == "body"
+    read = {(row["domain"], row["op"]) for row in rows if row["lrp"] == "read"}
+    assert {("com.microsoft", "SkipLayerNormalization"), ("ai.onnx.ml", "SVMRegressor"), ("", "QLinearConv")} <= read
 
 
 def test_text_lists_every_operator() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from xaicompile import relevance, vjp
+from xaicompile.bodies.quantised import HANDLERS
+from xaicompile.bodies.record import BODIES
+from xaicompile.ir.apart import APART
 from xaicompile.ir.graph import schema_of
 from xaicompile.ir.model import CONTROL
 from xaicompile.passes.recurrent import CELLS
@@ -23,6 +26,7 @@ LRP = {
     "zero": "carries nothing",
     "gradient": "the transpose; the difference is absorbed",
     "body": "through the function body of its schema",
+    "read": "read as the standard ops that it stands for",
     "inside": "node by node inside subgraphs and steps",
 }
 
@@ -33,7 +37,8 @@ class Row:
 
     Attributes:
         since: First opset of the domain that the row is for.
-        gradient: "exact", "zero" (carries nothing), or "body" (the schema's function body is differentiated).
+        gradient: "exact", "zero" (carries nothing), or "body" (the standard ops that it stands for are differentiated,
+            be they those of the schema's function body or written here).
         lrp: A key of `LRP`.
     """
 
@@ -52,6 +57,8 @@ def rows() -> list[Row]:
     known = {(r.domain, r.op) for r in found}
     found += [Row("", op, 1, "exact", "inside") for op in CELLS]
     found += [Row("", op, since, "body", "body") for op, since in with_body() if ("", op) not in known]
+    known |= {(r.domain, r.op) for r in found}
+    found += [Row(domain, op, 1, "body", "read") for domain, op in {*BODIES, *HANDLERS} - known if domain != APART]
     return sorted(found, key=lambda r: (r.domain, r.op, r.since))
 
 
@@ -96,7 +103,10 @@ def markdown() -> str:
     """The table as README shows it: operators by what LRP does with them."""
     lines = ["| LRP | operators |", "|---|---|"]
     for key, meaning in LRP.items():
-        names = sorted({f"{r.domain}.{r.op}" if r.domain else r.op for r in rows() if r.lrp == key})
-        if names:
-            lines.append(f"| {meaning} | {', '.join(names)} |")
+        found = {(r.domain, r.op) for r in rows() if r.lrp == key}
+        parts = []
+        for domain in sorted({d for d, _ in found}):
+            parts.append((f"{domain}: " if domain else "") + ", ".join(sorted(op for d, op in found if d == domain)))
+        if parts:
+            lines.append(f"| {meaning} | {'; '.join(parts)} |")
     return "\n".join(lines)
