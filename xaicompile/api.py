@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from xaicompile.compiler import Reduce, compile_model
+from xaicompile.compiler import compile_model
 from xaicompile.ir.model import ModelLike
+from xaicompile.seeds import Contrast, Reduce, Target
 
 
 def compile(
@@ -18,12 +19,18 @@ def compile(
     rule: str | os.PathLike[str] = "lrp-gamma",
     *,
     parameters: Mapping[str, Any] | None = None,
-    target: int | Sequence[int] | None = None,
+    target: Target = None,
     explain_output: str | None = None,
     explain_input: str | Sequence[str] | None = None,
     explain_reduce: Reduce | None = None,
+    maps: int | None = None,
+    contrast: Contrast | None = None,
+    normalise: bool = False,
     layers: Sequence[str] = (),
+    concepts: Sequence[str] = (),
+    top_concepts: int | None = None,
     ledger: bool = False,
+    plugins: Sequence[str | os.PathLike[str]] = (),
     preprocess: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Turns a model into one that gives the same prediction plus the relevance of every input value.
@@ -38,9 +45,21 @@ def compile(
             a trailing Softmax, LogSoftmax, Sigmoid, ZipMap or ArgMax.
         explain_input: Name or names of the inputs to explain. None: every floating-point input.
         explain_reduce: Explain the sum, mean or maximum of a sample's outputs instead of one element.
+        maps: How many targets are explained of each sample. The input `target` is then [N, maps], by default the
+            largest outputs (-1 the largest, -2 the second largest, ...), and each map has a place on an axis of its
+            own behind the batch: `relevance` is [N, maps, ...].
+        contrast: Explains the target's output minus that of the runner-up, or minus those of all others, weighted by
+            their softmax: the gradient of the log-ratio log p / (1 - p).
+        normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         layers: Names of intermediate tensors whose relevance is given out as `relevance_<name>`.
+        concepts: Names of intermediate tensors whose channels are concepts (CRP, Achtibat et al. 2023): an input
+            `concepts` (or `concepts_<name>` for several), [1 or N, channels], says how much of each passes in the
+            backward pass; by default all of each. Channels are axis 1, or the last axis of token sequences.
+        top_concepts: Adds the channels with the largest relevance in each of `layers` and `concepts`, as
+            `concept_ids_<name>` and `concept_relevance_<name>`, [N, top_concepts].
         ledger: Adds outputs `explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes]: what biases, stabilisers
             and non-homogeneous ops absorbed, so that sum(relevance) + ledger == explained.
+        plugins: Python files that register rules of one's own; loading one runs it.
         preprocess: How images are prepared, kept in the metadata for `xaicompile explain`: mean and std (a number, or
             one a channel), range (1 or 255, the largest pixel value in their units), resize (short side) and crop
             ([height, width]). Mean and std give the bounds `low` and `high` to rules that take them.
@@ -62,8 +81,14 @@ def compile(
         explain_output=explain_output,
         explain_input=explain_input,
         explain_reduce=explain_reduce,
+        maps=maps,
+        contrast=contrast,
+        normalise=normalise,
         layers=layers,
+        concepts=concepts,
+        top_concepts=top_concepts,
         ledger=ledger,
+        plugins=plugins,
         preprocess=preprocess,
     ).model
 
@@ -73,7 +98,7 @@ def explain(
     inputs: np.ndarray | Mapping[str, np.ndarray],
     rule: str | os.PathLike[str] = "lrp-gamma",
     *,
-    target: int | Sequence[int] | None = None,
+    target: Target = None,
     **options: Any,
 ) -> dict[str, np.ndarray]:
     """Compiles a model and runs it once in ONNX Runtime.

@@ -9,27 +9,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 
-from xaicompile import bodies, gaps, ir, registry, relevance, tokens, vjp
+from xaicompile import bodies, books, gaps, ir, registry, relevance, vjp
 from xaicompile import composite as composites
 from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
+from xaicompile.concepts import Mask, layer_of, masks_of, taps_of, top_outputs
 from xaicompile.errors import OutputError, RuleError, UnsupportedError
-from xaicompile.explained import Explained, Given, choose_inputs, choose_output, seed_of, total_per_sample
+from xaicompile.explained import End, Explained, Given, choose_inputs, choose_output
 from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
-from xaicompile.ir import Program, Tensor
+from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.model import ModelLike
+from xaicompile.outputs import Outputs, input_names, ledger_outputs, named, relevance_outputs, result_of, stacked
 from xaicompile.passes import canonical, control, expand
+from xaicompile.plugins import load as load_plugins
+from xaicompile.seeds import Contrast, Question, Reduce, Target, seeds_of
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
 
 RECTIFYING = {"gradient", "default", "guided"}  # rules that pass nothing where a ReLU, or a Clip at 0, was off
-Reduce = Literal["sum", "mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -97,34 +100,46 @@ def compile_model(
     rule: str | os.PathLike[str] = "lrp-gamma",
     *,
     parameters: Mapping[str, Any] | None = None,
-    target: int | Sequence[int] | None = None,
+    target: Target = None,
     explain_output: str | None = None,
     explain_input: str | Sequence[str] | None = None,
     explain_reduce: Reduce | None = None,
+    maps: int | None = None,
+    contrast: Contrast | None = None,
+    normalise: bool = False,
     layers: Sequence[str] = (),
+    concepts: Sequence[str] = (),
+    top_concepts: int | None = None,
     ledger: bool = False,
+    audit: bool = False,
+    plugins: Sequence[str | os.PathLike[str]] = (),
     preprocess: Mapping[str, Any] | None = None,
 ) -> Compiled:
-    """Compiles a model and reports what was done; `xaicompile.compile` says what the arguments are."""
+    """Compiles a model and reports what was done; `xaicompile.compile` says what the arguments are.
+
+    `audit` adds the outputs that `xaicompile.audit` reads: the books of each node.
+    """
+    loaded = load_plugins(plugins)
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, parameters)
     known = bounds(preprocess)
     rules.set({key: value for key, value in known.items() if rules.accepted.get(key, value) is None})
-    if ledger and rules.output != "relevance":
-        raise RuleError(f"rule '{rules.name}' gives no relevance, of which a ledger could be kept")
+    check_output(rules, ledger or audit, normalise, [*layers, *concepts], top_concepts)
     p = ir.load(model)
-    p.builder.method = rules.name
+    b = p.builder
+    b.method = rules.name
     find_constants(p)
     changed = bodies.run(p)
-    if bodies.quantised.run(p, [explain_output or "", *layers]) or changed:
+    if bodies.quantised.run(p, [explain_output or "", *layers, *concepts]) or changed:
         find_constants(p)
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input, p.notes)
-    starts = [t for given in inputs for t in given.starts]
+    starts = [t.name for given in inputs for t in given.starts]
     control.take_branches(p)
     expand.run(p)
-    canonical.run(p, end.tensor.name, layers)
-    facts = Facts(p, [t.name for t in starts], box_of(rules.parameters))
-    taps = [tapped(p, facts, name) for name in layers]
+    canonical.run(p, end.tensor.name, [*layers, *concepts])
+    facts = Facts(p, starts, box_of(rules.parameters))
+    shown = [tapped(p, facts, name) for name in layers]
+    masks = masks_of(b, [layer_of(facts, tapped(p, facts, name)) for name in concepts])
     views = control.on_the_way(p, facts, [end.tensor])
     control.open_bodies(p, facts, views)
     choices = composites.assign(rules, views, facts)
@@ -133,44 +148,112 @@ def compile_model(
     assignments = [described(choices[v], seen) for v, seen in control.inside_facts(views, facts)]
     gaps.refuse(control.inside(views), assignments)
 
-    seed = seed_of(p, end, inputs[0].tensor, target, explain_reduce)
-    kept: Ledger | None = {} if ledger else None
+    asked = Question(target, explain_reduce, maps, contrast, normalise)
+    seeds = seeds_of(p, end, inputs[0].tensor, asked)
+    plan = Plan(p, facts, rules, views, choices, end, inputs, shown, masks, top_concepts, ledger, audit)
     with gaps.told(assignments):
-        found = backward(
-            p,
-            facts,
-            {end.tensor.name: seed.cotangent},
-            [t.name for t in (*starts, *taps)],
-            lambda view: choices[view].picked,
-            ledger=kept,
-        )
-    results = {t.name: result_of(p, rules.output, t, found[t.name]) for t in (*starts, *taps)}
-    outputs, names = relevance_outputs(p, inputs, taps, results)
-    more, ledger_nodes = ledger_outputs(p, seed, kept) if kept is not None else ([], None)
+        made = [one_map(plan, seed) for seed in seeds.each]
+    outputs = stacked(b, [m for m, _ in made], int(seeds.each[0].batched)) if seeds.stacked else made[0][0]
+    ledger_nodes = made[0][1]
+    final = {name: named(b, t, name) for name, t in outputs.items()}
+    names = {x: final[y].name for x, y in input_names(inputs).items()}
     metadata = {
         "version": __version__,
         "rule": rules.name,
         "rule_text": rules.text,
         "rule_sha256": rules.sha256,
         "parameters": {k: v for k, v in rules.accepted.items() if v is not None},
+        "plugins": loaded or None,
         "source_sha256": p.source.sha256,
         "explain_output": end.tensor.name,
         "relevance": names,
-        "target": seed.target,
+        "target": seeds.target,
+        "maps": maps,
+        "contrast": contrast,
+        "concepts": {mask.layer.tensor.name: mask.given.name for mask in masks} or None,
         "ledger_nodes": ledger_nodes,
         "preprocess": None if preprocess is None else dict(preprocess),
     }
-    overridable = {seed.target: seed.default} if seed.target else {}
+    overridable = {mask.given.name: mask.default for mask in masks}
+    overridable |= {seeds.target: seeds.default} if seeds.target else {}
     return Compiled(
-        ir.emit(p, [*outputs, *more], overridable, as_properties(metadata)),
+        ir.emit(p, list(final.values()), overridable, as_properties(metadata)),
         assignments,
         end.cut,
-        p.notes + end.notes + seed.notes + composites.unused(rules, list(choices.values())),
+        p.notes + end.notes + seeds.notes + composites.unused(rules, list(choices.values())),
         names,
-        seed.target,
+        seeds.target,
         p.source.path.parent if p.source.path and p.source.external else None,
         p.source.path,
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided before anything flows back.
+
+    Attributes:
+        views: What is explained, in graph order.
+        choices: The rule of each view.
+        end: Where the backward passes start.
+        inputs: Where they end.
+        shown: Inner tensors whose relevance is given out.
+        masks: Inner tensors whose channels may be masked.
+    """
+
+    p: Program
+    facts: Facts
+    rules: composites.Composite
+    views: Sequence[View]
+    choices: Mapping[View, composites.Choice]
+    end: End
+    inputs: Sequence[Given]
+    shown: Sequence[Tensor]
+    masks: Sequence[Mask]
+    top_concepts: int | None
+    ledger: bool
+    audit: bool
+
+
+def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
+    """The outputs for one start, by name, and the nodes of its ledger."""
+    p, b, kind = plan.p, plan.p.builder, plan.rules.output
+    kept: Ledger | None = {} if plan.ledger or plan.audit else None
+    arrived: dict[str, Flow] = {}
+    taps = taps_of(b, plan.masks, arrived, kept)
+    if plan.audit:
+        taps = books.watching(p, plan.facts, taps, arrived)
+    ends = [*(t for given in plan.inputs for t in given.starts), *plan.shown]
+    seeded, names = {plan.end.tensor.name: seed.cotangent}, [t.name for t in ends]
+    found = backward(p, plan.facts, seeded, names, lambda v: plan.choices[v].picked, taps=taps, ledger=kept)
+    results = {t.name: result_of(p, kind, t, found[t.name]) for t in ends}
+    outputs = relevance_outputs(b, plan.inputs, plan.shown, results)
+    if plan.top_concepts is not None:
+        layers = {t.name: t for t in (*plan.shown, *(mask.layer.tensor for mask in plan.masks))}
+        flows = {**found, **arrived}  # of a masked layer what came to it
+        before = {name: result_of(p, kind, t, flows[name]) for name, t in layers.items()}
+        outputs |= top_outputs(b, [layer_of(plan.facts, t) for t in layers.values()], before, plan.top_concepts)
+    if kept is None:
+        return outputs, None
+    more, nodes = ledger_outputs(b, seed, kept)
+    if plan.audit:
+        more |= books.outputs(p, plan.views, seed, arrived, kept)
+    return outputs | more, nodes
+
+
+def check_output(
+    rules: composites.Composite, ledger: bool, normalise: bool, layers: Sequence[str], top_concepts: int | None
+) -> None:
+    """Refuses what only relevance has, for rule sets that give cotangents, and a ranking of nothing.
+
+    Raises:
+        RuleError: Names what was asked for.
+    """
+    if top_concepts is not None and not layers:
+        raise RuleError("--top-concepts ranks the channels of layers: name some with --layers or --concepts")
+    if rules.output != "relevance" and (ledger or normalise):
+        what = "a ledger could be kept" if ledger else "a share could be given"
+        raise RuleError(f"rule '{rules.name}' gives no relevance, of which {what}")
 
 
 def rectifies(choice: composites.Choice) -> bool:
@@ -208,56 +291,6 @@ def tapped(p: Program, facts: Facts, name: str) -> Tensor:
     if not facts.on_path(p.tensors[name]):
         raise UnsupportedError(f"tensor '{name}' is not between an explained input and the explained output")
     return p.tensors[name]
-
-
-def result_of(p: Program, kind: str, t: Tensor, flow: Flow) -> Tensor:
-    """What is given out for a tensor: its relevance, or its cotangent."""
-    with p.builder.scope(t.name):
-        result = flow.cotangent(p.builder, t) if kind == "cotangent" else flow.relevance(p.builder, t)
-        result.shape = ir.build.merged(t.shape, result.shape)
-        return result
-
-
-def relevance_outputs(
-    p: Program, inputs: Sequence[Given], taps: Sequence[Tensor], results: Mapping[str, Tensor]
-) -> tuple[list[Tensor], dict[str, str]]:
-    """The outputs, the explained inputs' first, and their names by input."""
-    b, outputs, names = p.builder, [], {}
-    for given in inputs:
-        t = results.get(given.tensor.name)
-        if t is None:
-            t = tokens.per_token(b, given.tensor, given.starts, [results[s.name] for s in given.starts])
-        outputs.append(named(b, t, "relevance" if len(inputs) == 1 else f"relevance_{given.tensor.name}"))
-        names[given.tensor.name] = outputs[-1].name
-    outputs += [named(b, results[t.name], f"relevance_{t.name}") for t in taps]
-    return outputs, names
-
-
-def named(b: ir.Builder, t: Tensor, name: str) -> Tensor:
-    """The tensor as an output of a certain name (with a number behind it if the model has that name already)."""
-    out = t if t.name in b.made else b.op("Identity", t)
-    while out.name in b.outputs:  # one tensor under several names
-        out = b.op("Identity", out)
-    b.rename(out, b.unique(name))
-    return out
-
-
-def ledger_outputs(p: Program, seed: Explained, kept: Ledger) -> tuple[list[Tensor], list[str]]:
-    """`explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes], and the nodes' names."""
-    b = p.builder
-    columns, names = [], []
-    for node, amounts in reversed(kept.items()):
-        if amounts:
-            with b.scope(node):
-                total = b.add_all([total_per_sample(b, a.amount, seed) for a in amounts])
-                columns.append(b.Unsqueeze(total, [1]))
-                names.append(node)
-    if not columns:
-        columns, names = [b.Unsqueeze(seed.value * 0.0, [1])], ["none"]
-    by_node = b.Concat(*columns, axis=1) if len(columns) > 1 else columns[0]
-    everything = b.sum_axes(by_node, [1])
-    outputs = [("explained", seed.value), ("ledger", everything), ("ledger_by_node", by_node)]
-    return [named(b, t, name) for name, t in outputs], names
 
 
 def described(choice: composites.Choice, facts: Facts) -> Assignment:

@@ -85,9 +85,9 @@ def valid(key: str, value: Any, default: Any, where: str = "") -> Any:
         RuleError: It is not.
     """
     if isinstance(default, str):
-        if value in WORDS[key]:
+        if isinstance(value, str) and value in WORDS.get(key, (value,)):
             return value
-        raise RuleError(f"{where}parameter '{key}' is {' or '.join(WORDS[key])}, not {value!r}")
+        raise RuleError(f"{where}parameter '{key}' is {' or '.join(WORDS.get(key, ('a word',)))}, not {value!r}")
     box = key in ("low", "high")
     numbers = np.asarray(value if value is not None else 0.0)
     if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all() or (numbers.ndim and not box):

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import onnx
-
 from xaicompile import tokens
 from xaicompile.errors import ModelError, RuleError
 from xaicompile.ir import Builder, Program, Tensor, View
@@ -134,17 +131,12 @@ class Explained:
         value: The explained scalars, [N].
         batch: Symbol or size of the batch axis, None where the output is one sample.
         batched: True if axis 0 of input and output is the batch.
-        target: Name of the target input, "" if there is none.
-        default: The target's default.
     """
 
     cotangent: Tensor
     value: Tensor
     batch: int | str | None
     batched: bool
-    target: str
-    default: np.ndarray
-    notes: list[str]
 
 
 def is_batched(end: Tensor, data: Tensor) -> bool:
@@ -153,45 +145,6 @@ def is_batched(end: Tensor, data: Tensor) -> bool:
         return end.shape is None
     a, b = end.shape[0], data.shape[0]
     return a == b if isinstance(a, int) and isinstance(b, int) else not isinstance(a, int) and not isinstance(b, int)
-
-
-def seed_of(p: Program, end: End, data: Tensor, target: int | Sequence[int] | None, reduce: str | None) -> Explained:
-    """Emits the choice of the explained element and the cotangent that selects it.
-
-    A target outside [0, K), except -1 (argmax), selects nothing: cotangent and value are zero.
-    """
-    b, t = p.builder, end.tensor
-    batched = is_batched(t, data)
-    notes = [] if batched else [f"'{t.name}' has no batch axis: it is explained as one sample"]
-    name, default = "", np.atleast_1d(np.asarray(-1 if target is None else target, np.int64))
-    with b.scope("seed"):
-        flat = b.Unsqueeze(t, [1]) if batched and t.rank == 1 else b.Flatten(t, axis=1 if batched else 0)
-        if reduce in ("sum", "mean"):
-            ones = b.op("Expand", b.const(np.ones((), t.dtype)), b.shape_of(flat), shape=flat.shape)
-            size = b.CastLike(b.dim(flat, 1), flat)
-            mask = ones if reduce == "sum" else ones / size
-        else:
-            best = b.ArgMax(flat, axis=1, keepdims=0)
-            if reduce is None:
-                name = b.unique("target")
-                given = b.outside(name, np.dtype(np.int64), (f"{name}s",))
-                best = b.Where(b.Equal(given, [-1]), best, given)
-            mask = b.Cast(chosen(b, best, flat), to=onnx.helper.np_dtype_to_tensor_dtype(t.dtype))
-        value = b.sum_axes(flat * mask, [1])
-        cotangent = b.reshape_like(mask, t)
-    batch = (t.shape or (None,))[0] if batched else None
-    return Explained(cotangent, value, batch, batched, name, default, notes)
-
-
-def chosen(b: Builder, index: Tensor, flat: Tensor) -> Tensor:
-    """[N, K] booleans, true at each sample's index."""
-    count = None if flat.shape is None else flat.shape[1]
-    if isinstance(count, int):
-        positions = b.const(np.arange(count, dtype=np.int64))
-    else:
-        scalar = b.Squeeze(b.dim(flat, 1), [0])
-        positions = b.Range(b.const(np.asarray(0, np.int64)), scalar, b.const(np.asarray(1, np.int64)))
-    return b.Equal(b.Unsqueeze(index, [1]), b.Unsqueeze(positions, [0]))
 
 
 def total_per_sample(b: Builder, amount: Tensor, seed: Explained) -> Tensor:

@@ -289,7 +289,7 @@ def emit(
 
     Args:
         outputs: New outputs, after the source model's.
-        inputs: Overridable inputs by name, with the defaults that stand as initializers; one symbolic length each.
+        inputs: Overridable inputs by name, with the defaults that stand as initializers; axis 0 is symbolic.
     """
     model, skeleton = program.source.model, program.skeleton
     nodes = live(program.builder.nodes, {t.name for t in outputs})
@@ -318,7 +318,7 @@ def emit(
     graph.output.extend(part.graph.output)
     for name, default in inputs.items():
         kind = helper.np_dtype_to_tensor_dtype(default.dtype)
-        graph.input.append(helper.make_tensor_value_info(name, kind, [f"{name}s"]))
+        graph.input.append(helper.make_tensor_value_info(name, kind, [f"{name}s", *default.shape[1:]]))
         graph.initializer.append(numpy_helper.from_array(default, name))
     added = dict(metadata)
     for prop in model.metadata_props:
