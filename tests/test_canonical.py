@@ -36,11 +36,32 @@ OTHERS = {
         "LayerNormalization",
         "m=ReduceMean(x, last) d=Sub(x, m) q=Mul(d, d) v=ReduceMean(q, last) w=Add(v, eps) s=Sqrt(w) y=Div(d, s)",
     ),
+    "layer norm by a power": (
+        "LayerNormalization",
+        "m=ReduceMean(x, last) d=Sub(x, m) q=Mul(d, d) v=ReduceMean(q, last) w=Add(eps, v) p=Pow(w, mhalf) n=Mul(p, d) "
+        "g=Mul(scale, n) y=Add(bias, g)",
+    ),
+    "rms norm by a reciprocal": (
+        "RMSNormalization",
+        "q=Pow(x, two) v=ReduceMean(q, last) w=Add(v, eps) s=Sqrt(w) r=Reciprocal(s) n=Mul(x, r) y=Mul(n, scale)",
+    ),
+    "rms norm by one over it": (
+        "RMSNormalization",
+        "q=Mul(x, x) v=ReduceMean(q, last) w=Add(v, eps) s=Sqrt(w) r=Div(one, s) n=Mul(x, r) y=Mul(scale, n)",
+    ),
+    "rms norm by division": (
+        "RMSNormalization",
+        "q=Mul(x, x) v=ReduceMean(q, last) w=Add(eps, v) s=Sqrt(w) n=Div(x, s) y=Mul(scale, n)",
+    ),
+    "rms norm by a power, without scale": (
+        "RMSNormalization",
+        "q=Pow(x, two) v=ReduceMean(q, last) w=Add(v, eps) p=Pow(w, mhalf) y=Mul(p, x)",
+    ),
 }
 CASES = {**{k: ("Gelu", v) for k, v in GELU.items()}, **OTHERS}
 NUMBERS = {
     "rt2": 2**0.5, "rt05": 0.5**0.5, "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0, "six": 6.0, "zero": 0.0,
-    "k3": 0.044715, "k2": (2 / np.pi) ** 0.5, "eps": 1e-5,
+    "k3": 0.044715, "k2": (2 / np.pi) ** 0.5, "eps": 1e-5, "mhalf": -0.5,
 }  # fmt: skip
 
 
@@ -78,7 +99,38 @@ def test_a_pattern_is_left_alone_where_another_node_reads_its_inside(case: str) 
     body = CASES[case][1]
     inside = body.split("=")[0]
     model = written_out(body.replace("y=", "z=") + f" o=Neg({inside}) y=Sub(z, o)")
-    assert len(views(model)) == len(model.graph.node)
+    left = views(model)
+    assert inside in {y.name for v in left for y in v.y if y is not None}
+    if CASES[case][0] == "LayerNormalization":  # what is centred is still brought to a root mean square of 1
+        assert [v.op for v in left if len(v.nodes) > 1] == ["RMSNormalization"]
+    else:
+        assert len(left) == len(model.graph.node)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if CASES[c][0] in ("LayerNormalization", "RMSNormalization")])
+def test_a_normalisation_in_parts_is_explained_as_the_one_op(case: str) -> None:
+    """The deviation is detached: relevance is x times w over it (less its mean), read as one op or apart."""
+    body, rng = CASES[case][1], np.random.default_rng(4)
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    centred = "m=" in body
+    d = x - x.mean(1, keepdims=True) if centred else x
+    deviation = np.sqrt((d * d).mean(1, keepdims=True) + 1e-5)
+    scale = next((onnx.numpy_helper.to_array(i) for i in written_out(body).graph.initializer if i.name == "scale"), 1.0)
+    u = scale * np.ones_like(x) / deviation
+    expected = x * (u - u.mean(1, keepdims=True) if centred else u)
+    apart = body.replace("y=", "z=") + " o=Mul(w, zero) y=Add(z, o)"  # what is read elsewhere keeps the nodes apart
+    for nodes in (body, apart):
+        model = compile_model(written_out(nodes), "attnlrp", explain_output="y", explain_reduce="sum").model
+        np.testing.assert_allclose(ReferenceEvaluator(model).run(None, {"x": x})[1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1,), (), (3, 4), (3, 1, 4)])
+def test_only_a_scale_per_element_is_part_of_a_normalisation(shape: tuple[int, ...]) -> None:
+    model = written_out(CASES["rms norm by division"][1])
+    (scale,) = [i for i in model.graph.initializer if i.name == "scale"]
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.ones(shape, np.float32), "scale"))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert [v.op for v in views(model)] == ["RMSNormalization", "Mul"][: 1 if shape in ((4,), (1, 4)) else 2]
 
 
 def test_a_layer_inside_a_pattern_is_refused_with_the_name_to_ask_for() -> None:

@@ -130,42 +130,68 @@ def hard_sigmoid_check(match: Match, y: Tensor) -> View | None:
     return None
 
 
+def over_root(t: Pattern, u: Pattern) -> list[Op]:
+    """t / sqrt(u)."""
+    root = Op("Sqrt", u)
+    inverses = [Op("Reciprocal", root), Op("Div", ONE, root), Op("Pow", u, C(-0.5))]
+    return [Op("Div", t, root), *(Op("Mul", t, inverse) for inverse in inverses)]
+
+
+def over_deviation(t: Pattern) -> list[Op]:
+    """t / sqrt(mean(t^2) + epsilon)."""
+    means = [Op("ReduceMean", square) for square in (Op("Pow", t, C(2.0)), Op("Mul", t, t))]
+    return [n for mean in means for n in over_root(t, Op("Add", mean, C(name="epsilon")))]
+
+
+def scaled(forms: list[Op]) -> list[Op]:
+    """Each times a constant."""
+    return [Op("Mul", form, C(name="scale")) for form in forms]
+
+
 CENTRED = Op("Sub", X, Op("ReduceMean", X))
-SPREAD = [
-    Op("Sqrt", Op("Add", Op("ReduceMean", Op("Pow", CENTRED, C(2.0))), C(name="epsilon"))),
-    Op("Sqrt", Op("Add", Op("ReduceMean", Op("Mul", CENTRED, CENTRED)), C(name="epsilon"))),
-]
-NORMED = [Op("Div", CENTRED, s) for s in SPREAD] + [Op("Mul", CENTRED, Op("Reciprocal", s)) for s in SPREAD]
+NORMED, RMS_NORMED = over_deviation(CENTRED), over_deviation(X)
 
 
-def layer_norm(match: Match, y: Tensor) -> View | None:
-    """LayerNormalization, if the means run over the last axes and the constants fit them."""
-    x, rank = match.bound["x"], match.bound["x"].rank
-    epsilon = match.bound["epsilon"].value
-    means = [v for v in match.views if v.op == "ReduceMean"]
-    axes = {reduced_axes(v, rank) for v in means}
-    if (
-        rank is None
-        or epsilon is None
-        or epsilon.size != 1
-        or len(axes) != 1
-        or not all(m.attr("keepdims") for m in means)
-    ):
-        return None
-    (over,) = axes
-    if over is None or list(over) != list(range(over[0], rank)):
-        return None
-    sizes = x.shape[over[0] :] if x.shape is not None else (None,)
-    dims = [d for d in sizes if isinstance(d, int)]
-    if len(dims) != len(over):
-        return None
-    scale = match.bound.get("scale") or x.builder.const(np.ones(dims, x.dtype))
-    bias = match.bound.get("bias")
-    for t in (scale, bias):
-        if t is not None and (t.static is None or list(t.static)[-len(dims) :] != dims[-len(t.static) :]):
+def normalisation(op: str) -> Make:
+    """A LayerNormalization or an RMSNormalization, if the means run over the last axes and the constants fit them."""
+
+    def make(match: Match, y: Tensor) -> View | None:
+        x, rank = match.bound["x"], match.bound["x"].rank
+        epsilon = match.bound["epsilon"].value
+        means = [v for v in match.views if v.op == "ReduceMean"]
+        axes = {reduced_axes(v, rank) for v in means}
+        if (
+            rank is None
+            or epsilon is None
+            or epsilon.size != 1
+            or len(axes) != 1
+            or not all(m.attr("keepdims") for m in means)
+        ):
             return None
-    attrs = {"axis": over[0] - rank, "epsilon": float(epsilon.reshape(-1)[0])}
-    return View("LayerNormalization", [x, scale, bias], [y], attrs=attrs)
+        (over,) = axes
+        if over is None or list(over) != list(range(over[0], rank)):
+            return None
+        sizes = x.shape[over[0] :] if x.shape is not None else (None,)
+        dims = [d for d in sizes if isinstance(d, int)]
+        if len(dims) != len(over):
+            return None
+        scale = match.bound.get("scale") or x.builder.const(np.ones(dims, x.dtype))
+        bias = match.bound.get("bias")
+        for t in (scale, bias):
+            if t is not None and not fits(t, dims, rank):
+                return None
+        attrs = {"axis": over[0] - rank, "epsilon": float(epsilon.reshape(-1)[0])}
+        return View(op, [x, scale, bias] if op == "LayerNormalization" else [x, scale], [y], attrs=attrs)
+
+    return make
+
+
+def fits(t: Tensor, dims: list[int], rank: int) -> bool:
+    """True for a constant with one value per normalised element, the same for all groups."""
+    if t.static is None or not t.static or len(t.static) > rank:
+        return False
+    before, own = list(t.static)[: -len(dims)], list(t.static)[-len(dims) :]
+    return own == dims[-len(own) :] and all(n == 1 for n in before)
 
 
 def reduced_axes(view: View, rank: int | None) -> tuple[int, ...] | None:
@@ -175,8 +201,7 @@ def reduced_axes(view: View, rank: int | None) -> tuple[int, ...] | None:
     return tuple(sorted(int(a) % rank for a in view.inp(1).value.reshape(-1)))  # type: ignore[union-attr]
 
 
-SCALED = [Op("Mul", n, C(name="scale")) for n in NORMED]
-SHIFTED = [Op("Add", s, C(name="bias")) for s in SCALED]
+SHIFTED = [Op("Add", s, C(name="bias")) for s in scaled(NORMED)]
 
 # Larger patterns stand before those that they contain.
 PATTERNS: list[tuple[Pattern, Make]] = [
@@ -189,7 +214,8 @@ PATTERNS: list[tuple[Pattern, Make]] = [
     *((Op("Div", Op("Mul", X, s), C(6.0)), activation("HardSwish")) for s in SIX),
     *((Op("Mul", Op("Mul", X, s), C(1 / 6)), activation("HardSwish")) for s in SIX),
     *((s, activation("HardSigmoid", alpha=1 / 6, beta=0.5)) for s in SIXTH),
-    *((t, layer_norm) for t in (*SHIFTED, *SCALED, *NORMED)),
+    *((t, normalisation("LayerNormalization")) for t in (*SHIFTED, *scaled(NORMED), *NORMED)),
+    *((t, normalisation("RMSNormalization")) for t in (*scaled(RMS_NORMED), *RMS_NORMED)),
 ]
 ROOTS: dict[str, list[tuple[Pattern, Make]]] = {}
 for _pattern, _make in PATTERNS:

@@ -34,7 +34,7 @@ def gate(ctx: Context) -> Messages:
     """
     if factors(ctx, "gate") < 2:
         return default(ctx)
-    is_gate = [ctx.facts.made_by(x) in GATES for x in ctx.node.x[:2]]
+    is_gate = [view is not None and view.op in GATES for view in makers(ctx)]
     return held_constant(ctx, is_gate) if sum(is_gate) == 1 else product(ctx)
 
 
@@ -51,9 +51,9 @@ def detach(ctx: Context) -> Messages:
     """
     if factors(ctx, "detach") < 2:
         return default(ctx)
-    makers = [maker(ctx, x) for x in ctx.node.x[:2]]
-    gates = [v is not None and v.op in GATES for v in makers]
-    active = [v is not None and info(v).derivative is not None for v in makers]
+    made_by = makers(ctx)
+    gates = [v is not None and v.op in GATES for v in made_by]
+    active = [v is not None and info(v).derivative is not None for v in made_by]
     held = next((h for h in (gates, active) if sum(h) == 1), None)
     return product(ctx) if held is None else held_constant(ctx, held)
 
@@ -74,14 +74,30 @@ def held_constant(ctx: Context, held: Sequence[bool]) -> Messages:
     return [None if i < 2 and held[i] else m for i, m in enumerate(ctx.vjp())]
 
 
+def makers(ctx: Context) -> list[View | None]:
+    """The view that makes each of two factors, seen through what only moves, casts, masks or scales it."""
+    return [maker(ctx, x) for x in ctx.node.x[:2]]
+
+
 def maker(ctx: Context, t: Tensor | None) -> View | None:
-    """The view that makes a tensor, seen through what only moves, casts or masks it."""
-    while (view := ctx.facts.producer(t)) is not None:
-        data = [x for x in view.x if ctx.facts.on_path(x)]
-        if len(data) != 1 or not (info(view).layout or view.op in ("Where", "Dropout")):
+    """The view that makes a tensor, seen through what only moves, casts, masks or scales it."""
+    while (view := ctx.facts.producer(t)) is not None and not view.domain:
+        data = [i for i, x in enumerate(view.x) if ctx.facts.on_path(x)]
+        scales = view.op in ("Mul", "Neg") or (view.op == "Div" and data == [0])
+        if len(data) != 1 or not (info(view).layout or scales or view.op in ("Where", "Dropout")):
             break
-        t = data[0]
+        t = view.x[data[0]]
     return view
+
+
+def is_inverse(ctx: Context, view: View | None) -> bool:
+    """True for a constant over data, as which normalisations are written."""
+    if view is None or view.domain:
+        return False
+    if view.op == "Pow":
+        exponent = view.inp(1).value
+        return exponent is not None and bool((exponent < 0).all())
+    return view.op == "Reciprocal" or (view.op == "Div" and not ctx.facts.on_path(view.x[0]))
 
 
 @rule("stop")
@@ -91,7 +107,14 @@ def stop(ctx: Context) -> Messages:
 
 
 def product(ctx: Context) -> Messages:
-    """VJP/n for n data factors (spec 1.7, 7.2); a bias that is data gets all of its share."""
+    """VJP/n for n data factors (spec 1.7, 7.2); a bias that is data gets all of its share.
+
+    A factor that is an inverse is a denominator, and is held constant as that of Div is.
+    """
+    if ctx.node.op == "Mul" and ctx.need[0] and ctx.need[1]:
+        inverses = [is_inverse(ctx, view) for view in makers(ctx)]
+        if sum(inverses) == 1:
+            return held_constant(ctx, inverses)
     bias = 2 if ctx.node.op in ("Gemm", "MatMul", "Conv", "ConvTranspose") else None
     exact, n = ctx.vjp(), sum(needed for i, needed in enumerate(ctx.need) if i != bias)
     return [m if i == bias else scaled([m], 1 / max(n, 1))[0] for i, m in enumerate(exact)]
