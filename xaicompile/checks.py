@@ -324,7 +324,8 @@ def _target(report: CheckReport, ours: Session, names: list[str], feed: Inputs, 
     target = ours.metadata.get("xaicompile.target")
     if target not in {port.name for port in ours.overridable}:
         return
-    result = ours.run({**feed, target: np.array([BIG], np.int64)})
+    maps = json.loads(ours.metadata.get("xaicompile.maps") or "null")
+    result = ours.run({**feed, target: np.full([1] if maps is None else [1, maps], BIG, np.int64)})
     same = all(_difference(default[name], result[name]) == 0 for name in names)
     stated = json.loads(ours.metadata.get("xaicompile.relevance") or "{}").values()
     zero = all(not np.any(result[name]) for name in stated)

@@ -117,7 +117,7 @@ def compile_model(
 ) -> Compiled:
     """Compiles a model and reports what was done; `xaicompile.compile` says what the arguments are.
 
-    `audit` adds the outputs that `xaicompile.audit` reads: the books of each node.
+    `audit` adds the outputs that `xaicompile.audit` reads: the books of each node (see `xaicompile.books`).
     """
     loaded = load_plugins(plugins)
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, parameters)
@@ -172,6 +172,7 @@ def compile_model(
         "contrast": contrast,
         "concepts": {mask.layer.tensor.name: mask.given.name for mask in masks} or None,
         "ledger_nodes": ledger_nodes,
+        "audit_nodes": [v.name for v in views] if audit else None,
         "preprocess": None if preprocess is None else dict(preprocess),
     }
     overridable = {mask.given.name: mask.default for mask in masks}

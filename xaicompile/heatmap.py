@@ -35,32 +35,39 @@ def explain_file(
         model: The compiled model.
         source: A photo, or a `.npy` or `.npz` file (of which the first sample is drawn).
         output: A picture (the ending says which format), or `.npy` or `.npz` for the numbers of all samples.
-        target: A class index, or a class name; None takes the model's default.
+        target: A class index, or a class name; None takes the model's default. For a model that gives several maps,
+            as many with commas between.
         classes: Text file with the class names; None takes those in the model's metadata.
         preprocess: How to read a photo; None takes what the model's metadata remembers.
         device: `cpu` or `cuda`.
 
     Returns:
         What was explained: `target`, `class`, `score`, `softmax` (None where it makes no sense), `relevance_sum`,
-        `title` and `output`.
+        `title` and `output`; the first four and a title of their own under `maps`, if there are several.
     """
     session = Session(model, device=device)
     relevance = json.loads(session.metadata.get("xaicompile.relevance") or "{}")
     if not relevance:
         raise ModelError(f"{os.fspath(model)} was not compiled by xaicompile: it has no relevance output")
     names = report.read_classes(classes, session.metadata)
-    feed, pixels = _read(session, source, preprocess)
+    feed, pixels = feed_of(session, source, preprocess)
     name = session.metadata.get("xaicompile.target", "")
-    chosen = None if target is None else class_index(target, names)
-    if chosen is not None:
+    maps = json.loads(session.metadata.get("xaicompile.maps", "null"))
+    wanted = (
+        None if target is None else [class_index(part, names) for part in (target.split(",") if maps else [target])]
+    )
+    if wanted is not None:
         if not name:
             raise RuleError("--target: this model explains a reduction of its output, not one element")
-        feed[name] = np.array([chosen], np.int64)
+        if len(wanted) != (maps or 1):
+            raise RuleError(f"--target: {len(wanted)} given, but the model gives {maps} maps a sample")
+        feed[name] = np.array([wanted] if maps else wanted, np.int64)
     elif name:
-        chosen = default_target(model, name)
+        wanted = default_targets(model, name)
     result = session.run(feed)
     found = {key: np.asarray(result[value]) for key, value in relevance.items()}
-    facts = score(session, result, set(relevance.values()), chosen, names)
+    scores = [score(session, result, set(relevance.values()), t, names) for t in wanted or [ARGMAX]]
+    facts = scores[0] if not maps else {"maps": scores, "title": "; ".join(s["title"] for s in scores)}
     explained, values = next(iter(found.items()))
     port = next(port for port in session.inputs if port.name == explained)
     sample, image = values[0], pixels
@@ -69,11 +76,13 @@ def explain_file(
     if Path(output).suffix.lower() in images.ARRAYS:
         _save(output, found)
     else:
-        report.draw(output, report.flatten(sample, _channels(port)), title=facts["title"], image=image)
+        drawn = [report.flatten(r, _channels(port)) for r in (sample if maps else [sample])]
+        titles = [s["title"] for s in scores] if maps else facts["title"]
+        report.draw(output, drawn, title=titles, image=image)
     return {"output": os.fspath(output), "relevance_sum": float(sample.sum(dtype=np.float64)), **facts}
 
 
-def _read(
+def feed_of(
     session: Session, source: str | os.PathLike[str], preprocess: images.Preprocess | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """The model's inputs, and the pixels if they were a photo."""
@@ -108,19 +117,19 @@ def class_index(target: str, names: Sequence[str] | None) -> int:
     return places[0]
 
 
-def default_target(model: str | os.PathLike[str], name: str) -> int | None:
-    """The target that was chosen when the model was compiled, None for the largest output."""
+def default_targets(model: str | os.PathLike[str], name: str) -> list[int] | None:
+    """The targets of the first sample that were chosen when the model was compiled."""
     for tensor in proto_of(model).graph.initializer:
         if tensor.name == name:
-            value = int(numpy_helper.to_array(tensor).reshape(-1)[0])
-            return None if value == ARGMAX else value
+            values = numpy_helper.to_array(tensor)
+            return [int(v) for v in (values[0] if values.ndim > 1 else values[:1])]
     return None
 
 
 def score(
-    session: Session, result: dict[str, Any], ours: set[str], chosen: int | None, names: Sequence[str] | None
+    session: Session, result: dict[str, Any], ours: set[str], chosen: int, names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Which class is explained, and how the model scores it."""
+    """Which class is explained (-1: the largest output, -2: the second largest), and how the model scores it."""
     explained = session.metadata.get("xaicompile.explain_output", "")
     floats = [
         port.name
@@ -130,10 +139,10 @@ def score(
     name = explained if explained in floats else (floats[0] if floats else "")
     if not name or not session.metadata.get("xaicompile.target"):
         title = f"{explained or name}, reduced to one number"
-        return {"target": chosen, "class": None, "score": None, "softmax": None, "title": title}
+        return {"target": None, "class": None, "score": None, "softmax": None, "title": title}
     values = np.asarray(result[name], np.float64)
     values = (values[0] if values.ndim > 1 else values).reshape(-1)
-    index = int(values.argmax()) if chosen is None else chosen
+    index = int(np.argsort(-values, kind="stable")[-1 - chosen]) if -values.size <= chosen < 0 else chosen
     if not 0 <= index < values.size:
         raise RuleError(f"--target {index}: '{name}' has {values.size} values, so the target is 0 to {values.size - 1}")
     called = names[index] if names is not None and len(names) == values.size else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,19 @@ def symmetric_range(relevance: np.ndarray) -> float:
     return float(np.quantile(size, QUANTILE)) or float(size.max()) or 1.0
 
 
-def draw(path: str | os.PathLike[str], relevance: np.ndarray, *, title: str, image: np.ndarray | None = None) -> None:
-    """Write a picture of one explanation.
+def draw(
+    path: str | os.PathLike[str],
+    relevance: np.ndarray | Sequence[np.ndarray],
+    *,
+    title: str | Sequence[str],
+    image: np.ndarray | None = None,
+) -> None:
+    """Write a picture of one explanation, or of several of the same sample.
 
     Args:
         path: Where to write; the ending says the format (png, pdf, svg, jpg).
-        relevance: One sample's relevance as a map `[H, W]`, or as a row of values.
-        title: Line above the picture.
+        relevance: One sample's relevance as a map `[H, W]`, or as a row of values; or a list of such.
+        title: Line above the picture; or a list of lines, one above each map.
         image: The pixels that were explained, `[H, W]` or `[H, W, channels]`, drawn on the left.
 
     Raises:
@@ -63,19 +69,25 @@ def draw(path: str | os.PathLike[str], relevance: np.ndarray, *, title: str, ima
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RuntimeMissingError('drawing needs matplotlib; run `pip install "xaicompile[report]"`') from error
-    relevance = np.atleast_1d(np.squeeze(relevance)) if relevance.ndim != 2 else relevance
-    panels = 2 if image is not None and relevance.ndim == 2 else 1
+    maps = [relevance] if isinstance(relevance, np.ndarray) else list(relevance)
+    maps = [np.atleast_1d(np.squeeze(r)) if r.ndim != 2 else r for r in maps]
+    pictured = int(image is not None and maps[0].ndim == 2)
+    panels = len(maps) + pictured
     figure = Figure(figsize=(4.2 * panels + 0.8, 4.4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    figure.suptitle(title)
-    if panels == 2:
-        assert image is not None
+    if isinstance(title, str):
+        figure.suptitle(title)
+    else:
+        for axis, line in zip(axes[pictured:], title, strict=True):
+            axis.set_title(line, fontsize="medium")
+    if pictured and image is not None:
         axes[0].imshow(image, cmap="gray" if image.ndim == 2 else None)
         axes[0].axis("off")
-    if relevance.ndim == 2:
-        _map(figure, axes[-1], relevance)
-    else:
-        _bars(axes[-1], relevance)
+    for axis, r in zip(axes[pictured:], maps, strict=True):
+        if r.ndim == 2:
+            _map(figure, axis, r)
+        else:
+            _bars(axis, r)
     _write(figure, path)
 
 

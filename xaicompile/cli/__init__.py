@@ -1,0 +1,11 @@
+"""The command line. The only part that knows click."""
+
+from xaicompile.cli import commands
+from xaicompile.cli.group import cli
+
+__all__ = ["cli", "commands", "main"]
+
+
+def main() -> None:
+    """Console script."""
+    cli(prog_name="xaicompile")
