@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,9 +138,10 @@ def compile_model(
     expand.run(p)
     canonical.run(p, end.tensor.name, [*layers, *concepts])
     facts = Facts(p, starts, box_of(rules.parameters))
-    shown = [tapped(p, facts, name) for name in layers]
-    masks = masks_of(b, [layer_of(facts, tapped(p, facts, name)) for name in concepts])
     views = control.on_the_way(p, facts, [end.tensor])
+    between = {t.name for view in views for t in (*view.x, *view.y) if facts.on_path(t) and t is not None}
+    shown = [tapped(p, name, between) for name in layers]
+    masks = masks_of(b, [layer_of(facts, tapped(p, name, between)) for name in concepts])
     control.open_bodies(p, facts, views)
     choices = composites.assign(rules, views, facts)
     for known_there, there in [(facts, views), *((body.facts, body.views) for _, body in control.each_body(views))]:
@@ -279,7 +280,7 @@ def box_of(parameters: Mapping[str, Any]) -> tuple[float, float]:
     return float(np.min(low)), float(np.max(high))
 
 
-def tapped(p: Program, facts: Facts, name: str) -> Tensor:
+def tapped(p: Program, name: str, between: Collection[str]) -> Tensor:
     """An intermediate tensor whose relevance is wanted."""
     if name not in p.tensors:
         raise registry.nearest(name, p.tensors, "layer (tensor name)")
@@ -289,7 +290,7 @@ def tapped(p: Program, facts: Facts, name: str) -> Tensor:
             f"tensor '{name}' lies inside {' + '.join(inside.nodes)}, which are read as one {inside.op}; "
             f"ask for '{inside.out().name}' instead"
         )
-    if not facts.on_path(p.tensors[name]):
+    if name not in between:
         raise UnsupportedError(f"tensor '{name}' is not between an explained input and the explained output")
     return p.tensors[name]
 

@@ -53,9 +53,8 @@ def explain_file(
     feed, pixels = feed_of(session, source, preprocess)
     name = session.metadata.get("xaicompile.target", "")
     maps = json.loads(session.metadata.get("xaicompile.maps", "null"))
-    wanted = (
-        None if target is None else [class_index(part, names) for part in (target.split(",") if maps else [target])]
-    )
+    said = [] if target is None else target.split(",") if maps else [target]
+    wanted = [class_index(part, names) for part in said] or None
     if wanted is not None:
         if not name:
             raise RuleError("--target: this model explains a reduction of its output, not one element")
@@ -77,8 +76,7 @@ def explain_file(
         _save(output, found)
     else:
         drawn = [report.flatten(r, _channels(port)) for r in (sample if maps else [sample])]
-        titles = [s["title"] for s in scores] if maps else facts["title"]
-        report.draw(output, drawn, title=titles, image=image)
+        report.draw(output, drawn, title=[str(s["title"]) for s in scores], image=image)
     return {"output": os.fspath(output), "relevance_sum": float(sample.sum(dtype=np.float64)), **facts}
 
 

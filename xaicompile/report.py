@@ -75,10 +75,11 @@ def draw(
     panels = len(maps) + pictured
     figure = Figure(figsize=(4.2 * panels + 0.8, 4.4), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    if isinstance(title, str):
-        figure.suptitle(title)
+    titles = [title] if isinstance(title, str) else list(title)
+    if len(titles) == 1:
+        figure.suptitle(titles[0])
     else:
-        for axis, line in zip(axes[pictured:], title, strict=True):
+        for axis, line in zip(axes[pictured:], titles, strict=True):
             axis.set_title(line, fontsize="medium")
     if pictured and image is not None:
         axes[0].imshow(image, cmap="gray" if image.ndim == 2 else None)
