@@ -78,7 +78,7 @@ def test_the_first_node_that_breaks_is_named(tmp_path: Path) -> None:
     arguments = ["inspect", str(tmp_path / "model.onnx"), "--rule", "lrp-0", "--data", str(tmp_path / "x.npy")]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
-    assert "not finite from 'last' (MatMul, rule epsilon) on: 1 values" in result.output
+    assert "not finite from 'last' (MatMul, rule epsilon) on: 2 values" in result.output
     assert result.output.splitlines()[0].split()[:4] == ["node", "op", "rule", "arrives"]
 
 
