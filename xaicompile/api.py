@@ -58,7 +58,8 @@ def compile(
         top_concepts: Adds the channels with the largest relevance in each of `layers` and `concepts`, as
             `concept_ids_<name>` and `concept_relevance_<name>`, [N, top_concepts].
         ledger: Adds outputs `explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes]: what biases, stabilisers
-            and non-homogeneous ops absorbed, so that sum(relevance) + ledger == explained.
+            and non-homogeneous ops absorbed, so that sum(relevance) + ledger == explained. N is 1 where
+            samples can't be told apart, as the nodes of a graph.
         plugins: Python files that register rules of one's own; loading one runs it.
         preprocess: How images are prepared, kept in the metadata for `xaicompile explain`: mean and std (a number, or
             one a channel), range (1 or 255, the largest pixel value in their units), resize (short side) and crop

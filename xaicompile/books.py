@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from xaicompile.backward import Flow, Ledger, Tap
 from xaicompile.explained import Explained, total_per_sample
 from xaicompile.facts import Facts
-from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.ir import Program, Tensor, View
 from xaicompile.outputs import joined
+from xaicompile.samples import Samples
 
 KINDS = ("bias", "stabiliser", "concepts", "other")
 
@@ -28,7 +29,7 @@ def watching(p: Program, facts: Facts, taps: Mapping[str, Tap], arrived: dict[st
 
 
 def outputs(
-    p: Program, views: Sequence[View], seed: Explained, arrived: Mapping[str, Flow], kept: Ledger
+    p: Program, views: Sequence[View], seed: Explained, arrived: Mapping[str, Flow], kept: Ledger, samples: Samples
 ) -> dict[str, Tensor]:
     """`audit_arrives` [N, nodes], `audit_<kind>` [N, nodes] for each kind of what is kept, `audit_broken` [N, nodes].
 
@@ -45,11 +46,6 @@ def outputs(
             found = {"arrives": relevance, "broken": broken}
             found |= {kind: [e.amount for e in entries if e.kind == kind] for kind in KINDS}
             for name, amounts in found.items():
-                columns.setdefault(name, []).append(total(b, amounts, seed, nothing))
+                sums = [total_per_sample(b, t, seed, samples.axis(view.name, t)) for t in amounts]
+                columns.setdefault(name, []).append(b.Unsqueeze(b.add_all(sums) if sums else nothing, [1]))
     return {f"audit_{name}": joined(b, held) for name, held in columns.items()}
-
-
-def total(b: Builder, amounts: Sequence[Tensor], seed: Explained, nothing: Tensor) -> Tensor:
-    """Amounts summed to one column [N, 1]."""
-    sums = [total_per_sample(b, amount, seed) for amount in amounts]
-    return b.Unsqueeze(b.add_all(sums) if sums else nothing, [1])

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -228,14 +229,18 @@ def behaviour(
 def accepted(
     session: Session, metadata: Mapping[str, str], seed: int, batches: tuple[int, ...] = (2, 1)
 ) -> tuple[list[Inputs], list[dict[str, Any]]]:
-    """Random inputs that the model accepts, one for each batch (or one in all if it is fixed), and its outputs."""
+    """Random inputs that the model accepts, one for each batch, and its outputs; else for the first that it accepts.
+
+    A model of a fixed batch gets one. One that reads integers as positions, as a graph's edges are, may take two but
+    not one.
+    """
     low, high = known_box(session.inputs, metadata)
     dynamic = any(port.shape and not isinstance(port.shape[0], int) for port in session.inputs)
-    for size in SIZES:
+    wanted = [batches, *([b] for b in batches)] if dynamic else [batches[:1]]
+    for some, size in product(wanted, SIZES):
         rng = np.random.default_rng(seed)
         try:
-            feeds = [random_inputs(session, rng, batch=b, size=size, low=low, high=high) for b in batches]
-            feeds = feeds if dynamic else feeds[:1]
+            feeds = [random_inputs(session, rng, batch=b, size=size, low=low, high=high) for b in some]
             return feeds, [session.run(feed) for feed in feeds]
         except ModelError:
             continue
@@ -305,10 +310,12 @@ def _relevance(report: CheckReport, ours: Session, names: list[str], result: dic
 
 
 def _ledger(report: CheckReport, names: list[str], result: dict[str, Any], relevance: list[np.ndarray]) -> None:
-    """`sum(relevance) + ledger == explained`, for every sample."""
+    """`sum(relevance) + ledger == explained`, for every sample, or all of them where they can't be told apart."""
     own = {re.sub(r"_\d+$", "", name): value for name, value in result.items() if name not in names}
     if "ledger" not in own or "explained" not in own or not relevance:
         return
+    if own["explained"].ndim == 2 and len(own["explained"]) == 1:  # several maps, of all samples together
+        relevance = [np.moveaxis(r, 1, 0) for r in relevance]
     explained, ledger = (np.asarray(own[name], np.float64).reshape(-1) for name in ("explained", "ledger"))
     with np.errstate(invalid="ignore"):  # a relevance that isn't finite is told by its own line
         total = sum(np.asarray(r, np.float64).reshape(explained.size, -1).sum(1) for r in relevance)

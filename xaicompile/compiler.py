@@ -20,7 +20,7 @@ from xaicompile._version import __version__
 from xaicompile.backward import Flow, Ledger, backward
 from xaicompile.concepts import Mask, layer_of, masks_of, taps_of, top_outputs
 from xaicompile.errors import OutputError, RuleError, UnsupportedError
-from xaicompile.explained import End, Explained, Given, choose_inputs, choose_output
+from xaicompile.explained import End, Explained, Given, all_together, apart, choose_inputs, choose_output
 from xaicompile.facts import Facts, find_constants
 from xaicompile.images import bounds
 from xaicompile.ir import Program, Tensor, View
@@ -28,6 +28,7 @@ from xaicompile.ir.model import ModelLike
 from xaicompile.outputs import Outputs, input_names, ledger_outputs, named, relevance_outputs, result_of, stacked
 from xaicompile.passes import canonical, control, expand
 from xaicompile.plugins import load as load_plugins
+from xaicompile.samples import Samples
 from xaicompile.seeds import Contrast, Question, Reduce, Target, seeds_of
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
@@ -151,7 +152,12 @@ def compile_model(
 
     asked = Question(target, explain_reduce, maps, contrast, normalise)
     seeds = seeds_of(p, end, inputs[0].tensor, asked)
-    plan = Plan(p, facts, rules, views, choices, end, inputs, shown, masks, top_concepts, ledger, audit)
+    samples = None
+    if ledger or audit:
+        samples = apart(views, facts, inputs, end.tensor)
+        if samples.mixed and seeds.each[0].batched:
+            seeds.notes.append(f"one ledger for all samples together: {samples.mixed}")
+    plan = Plan(p, facts, rules, views, choices, end, inputs, shown, masks, top_concepts, samples, audit)
     with gaps.told(assignments):
         made = [one_map(plan, seed) for seed in seeds.each]
     outputs = stacked(b, [m for m, _ in made], int(seeds.each[0].batched)) if seeds.stacked else made[0][0]
@@ -201,6 +207,7 @@ class Plan:
         inputs: Where they end.
         shown: Inner tensors whose relevance is given out.
         masks: Inner tensors whose channels may be masked.
+        samples: Where samples are, if a ledger is kept.
     """
 
     p: Program
@@ -213,14 +220,14 @@ class Plan:
     shown: Sequence[Tensor]
     masks: Sequence[Mask]
     top_concepts: int | None
-    ledger: bool
+    samples: Samples | None
     audit: bool
 
 
 def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
     """The outputs for one start, by name, and the nodes of its ledger."""
     p, b, kind = plan.p, plan.p.builder, plan.rules.output
-    kept: Ledger | None = {} if plan.ledger or plan.audit else None
+    kept: Ledger | None = None if plan.samples is None else {}
     arrived: dict[str, Flow] = {}
     taps = taps_of(b, plan.masks, arrived, kept)
     if plan.audit:
@@ -235,11 +242,13 @@ def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
         flows = {**found, **arrived}  # of a masked layer what came to it
         before = {name: result_of(p, kind, t, flows[name]) for name, t in layers.items()}
         outputs |= top_outputs(b, [layer_of(plan.facts, t) for t in layers.values()], before, plan.top_concepts)
-    if kept is None:
+    if kept is None or plan.samples is None:
         return outputs, None
-    more, nodes = ledger_outputs(b, seed, kept)
+    if plan.samples.mixed:
+        seed = all_together(b, seed)
+    more, nodes = ledger_outputs(b, seed, kept, plan.samples)
     if plan.audit:
-        more |= books.outputs(p, plan.views, seed, arrived, kept)
+        more |= books.outputs(p, plan.views, seed, arrived, kept, plan.samples)
     return outputs | more, nodes
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xaicompile import tokens
 from xaicompile.errors import ModelError, RuleError
+from xaicompile.facts import Facts
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.passes.heads import logits_of, scaled_to_one
 from xaicompile.registry import nearest
+from xaicompile.samples import Samples, find
 
 CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax"}
 
@@ -147,17 +149,27 @@ def is_batched(end: Tensor, data: Tensor) -> bool:
     return a == b if isinstance(a, int) and isinstance(b, int) else not isinstance(a, int) and not isinstance(b, int)
 
 
-def total_per_sample(b: Builder, amount: Tensor, seed: Explained) -> Tensor:
-    """An amount summed to one number per sample, [N], in the explained tensor's type."""
+def apart(views: Sequence[View], facts: Facts, inputs: Sequence[Given], end: Tensor) -> Samples:
+    """Whether each sample can have a ledger of its own: none has more rows than another, none meets another."""
+    odd = next((given.tensor for given in inputs if not is_batched(end, given.tensor)), None)
+    if odd is not None:
+        return Samples(mixed=f"axis 0 of '{odd.name}' is not that of '{end.name}'")
+    return find(views, facts, [t for given in inputs for t in given.starts], end)
+
+
+def all_together(b: Builder, seed: Explained) -> Explained:
+    """The same with all samples as one."""
+    return replace(seed, value=b.Reshape(b.op("ReduceSum", seed.value, keepdims=0), [1]), batched=False, batch=None)
+
+
+def total_per_sample(b: Builder, amount: Tensor, seed: Explained, axis: int) -> Tensor:
+    """An amount summed to one number per sample, [N], in the explained tensor's type; `axis` holds the samples."""
     if amount.dtype != seed.value.dtype:
         amount = b.CastLike(amount, seed.value)
     if not seed.batched:
         return b.Reshape(b.op("ReduceSum", amount, keepdims=0), [1])
-    dims = amount.shape or (None,)
-    axis = dims.index(seed.batch) if seed.batch in dims and isinstance(seed.batch, str) else 0
-    if seed.batch is None or dims[axis] != seed.batch:  # the batch may be merged with other axes, as the outermost
+    if axis:
+        amount = b.Transpose(amount, perm=[axis, *(i for i in range(amount.rank or 0) if i != axis)])
+    if seed.batch is None or (amount.shape or (None,))[0] != seed.batch:  # other axes may be merged with it, as inner
         amount = b.Reshape(amount, b.Concat(b.shape_of(seed.value), [-1], axis=0))
-    rank = amount.rank
-    if rank is None:
-        return b.sum_axes(b.Flatten(amount, axis=1), [1])
-    return b.sum_axes(amount, [i for i in range(rank) if i != axis])
+    return b.sum_axes(b.Flatten(amount, axis=1) if amount.rank is None else amount, list(range(1, amount.rank or 2)))

@@ -8,6 +8,7 @@ from xaicompile import ir, tokens
 from xaicompile.backward import Flow, Ledger
 from xaicompile.explained import Explained, Given, total_per_sample
 from xaicompile.ir import Builder, Program, Tensor
+from xaicompile.samples import Samples
 
 Outputs = dict[str, Tensor]
 
@@ -38,14 +39,14 @@ def relevance_outputs(
     return outputs | {f"relevance_{t.name}": results[t.name] for t in layers}
 
 
-def ledger_outputs(b: Builder, seed: Explained, kept: Ledger) -> tuple[Outputs, list[str]]:
+def ledger_outputs(b: Builder, seed: Explained, kept: Ledger, samples: Samples) -> tuple[Outputs, list[str]]:
     """`explained` [N], `ledger` [N] and `ledger_by_node` [N, nodes], and the nodes' names."""
     columns, names = [], []
     for node, amounts in reversed(kept.items()):
         if amounts:
             with b.scope(node):
-                total = b.add_all([total_per_sample(b, a.amount, seed) for a in amounts])
-                columns.append(b.Unsqueeze(total, [1]))
+                sums = [total_per_sample(b, a.amount, seed, samples.axis(node, a.amount)) for a in amounts]
+                columns.append(b.Unsqueeze(b.add_all(sums), [1]))
                 names.append(node)
     if not columns:
         columns, names = [b.Unsqueeze(seed.value * 0.0, [1])], ["none"]

@@ -28,7 +28,7 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(string)": np.object_,
 }
-_QUIET = 3  # ONNX Runtime's log level for errors only
+_QUIET = 4  # ONNX Runtime's log level for what ends the process; errors come as exceptions
 
 
 @dataclass(frozen=True)
