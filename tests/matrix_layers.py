@@ -28,8 +28,10 @@ class Layer:
         w: Shape of the weight, empty for none.
         b: Shape of the bias, None for none.
         out: Axis of the weight that the output units are counted on.
+        loud: Size of the bias.
         signs: Signs of weight and bias: mixed, all positive, or all negative.
         average: For maxima: the same node as an average.
+        offsets: Which of the constants are summands, not factors.
     """
 
     text: str
@@ -37,11 +39,13 @@ class Layer:
     w: tuple[int, ...] = ()
     b: tuple[int, ...] | None = None
     out: int = 0
+    loud: float = 0.5
     signs: str = "mixed"
     batch: bool = True
     opset: int = 18
     constants: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     average: str = ""
+    offsets: tuple[str, ...] = ("b",)
 
     def weights(self) -> Arrays:
         """Weight and bias, of mixed signs and with zeros.
@@ -62,7 +66,7 @@ class Layer:
                 rows[0], rows[1], rows[2] = -np.abs(rows[0]), np.abs(rows[1]), 0.0
             made["w"] = signed(value)
         if self.b is not None:
-            value = rng.standard_normal(self.b) * 0.5
+            value = rng.standard_normal(self.b) * self.loud
             if value.size > 3:
                 value.flat[[0, 3]] = -0.1, 0.0
             made["b"] = signed(value)
@@ -124,6 +128,7 @@ CONVOLUTIONS = {
 }
 DENSE = {
     "gemm": Layer("z = Gemm(a, w, b)", (3, 6), (6, 5), (5,), 1),
+    "gemm-loud-bias": Layer("z = Gemm(a, w, b)", (3, 6), (6, 5), (5,), 1, loud=40.0),
     "gemm-no-bias": Layer("z = Gemm<transB=1>(a, w)", (3, 6), (5, 6)),
     "gemm-scaled": Layer("z = Gemm<transB=1, alpha=-0.7, beta=0.4>(a, w, b)", (3, 6), (5, 6), (1, 5)),
     "gemm-minus-bias": Layer("z = Gemm<alpha=1.5, beta=-2.0>(a, w, b)", (3, 6), (6, 5), (), 1),
@@ -139,6 +144,16 @@ DENSE = {
     "einsum": Layer('z = Einsum<equation="bhk,hkm->bhm">(a, w)', (3, 2, 4), (2, 4, 5), None, 2),
     "einsum-right": Layer('z = Einsum<equation="mk,bkt->btm">(w, a)', (3, 4, 3), (5, 4)),
 }
+NORM = {"g": np.asarray([1.5, -0.5, 2.0, 0.3]), "t": np.asarray([0.1, -0.2, 0.0, 0.5])}
+NORM |= {"m": np.asarray([0.3, 0.2, -0.1, 0.0]), "v": np.asarray([1.0, 0.5, 2.0, 3.0])}
+PATTERNS = {  # several nodes that are read as one linear layer
+    "matmul-add": Layer("i = MatMul(a, w)\nz = Add(b, i)", (3, 6), (6, 5), (5,), 1),
+    "matmul-tokens-add": Layer("i = MatMul(a, w)\nz = Add(i, b)", (3, 2, 5), (5, 4), (4,), 1),
+    "conv2-norm": Layer(
+        "i = Conv<pads=[1,1,1,1]>(a, w, b)\nz = BatchNormalization(i, g, t, m, v)", (3, 2, 4, 4), (4, 2, 3, 3), (4,),
+        constants=NORM, offsets=("b", "t", "m"),
+    ),
+}  # fmt: skip
 AVERAGES = {
     "average2": pool("AveragePool kernel_shape=[2,2], strides=[2,2]", (3, 2, 4, 4)),
     "average1": pool("AveragePool kernel_shape=[3], strides=[2], pads=[1,0]", (3, 2, 8)),
@@ -176,7 +191,7 @@ MAXIMA = {
         average="z = ReduceMean<keepdims=0>(a, axes)",
     ),
 }  # fmt: skip
-LAYERS = {**CONVOLUTIONS, **DENSE, **AVERAGES, **RESIZES, **MAXIMA}
+LAYERS = {**CONVOLUTIONS, **DENSE, **PATTERNS, **AVERAGES, **RESIZES, **MAXIMA}
 
 
 def forward(layer: Layer, text: str, a: np.ndarray, weights: Arrays) -> np.ndarray:
@@ -198,7 +213,7 @@ def _evaluator(layer: Layer, text: str):  # type: ignore[no-untyped-def]
 def matrix(layer: Layer) -> Matrix:
     """The layer as a matrix; of a maximum, that of the average in its place."""
     text, given = layer.average or layer.text, layer.weights()
-    silent = {k: np.zeros_like(v) if k == "b" else v for k, v in given.items()}
+    silent = {k: np.zeros_like(v) if k in layer.offsets else v for k, v in given.items()}
     offset = forward(layer, text, np.zeros(layer.shape), given)
     weight = jacobian(lambda unit: forward(layer, text, unit, silent), layer.shape)
     ones = weight
@@ -237,13 +252,14 @@ Bound = float | tuple[float, ...]  # of all values, or one a channel
 
 
 @cache
-def placed(layer: Layer, before: str, after: str, clip: tuple[Bound, Bound] | None = None) -> Net:
+def placed(layer: Layer, before: str, after: str, clip: tuple[Bound, Bound] | None = None, free: bool = False) -> Net:
     """The layer in a small net, whose output is multiplied by an input of mixed signs that is not explained.
 
     Args:
         before: Signs of what it reads: "mixed" (the input itself), "plus" or "minus", which facts can prove.
         after: "alone", "relu", or "add": a second input is added in front of a ReLU.
         clip: Ends that the input is kept between.
+        free: Leave the spatial sizes open.
     """
     x, rng = layer.data(), np.random.default_rng(5)
     if clip is not None:
@@ -251,7 +267,10 @@ def placed(layer: Layer, before: str, after: str, clip: tuple[Bound, Bound] | No
     a = {"mixed": x, "plus": np.maximum(x, 0.0), "minus": np.minimum(-x, 0.0)}[before]
     z = forward(layer, layer.text, a, layer.weights())
     feed = {"x": x, "c": rng.standard_normal(z.shape)}
-    sizes = [",".join(map(str, ("N" if layer.batch else len(v), *v.shape[1:]))) for v in (x, z)]
+    sizes = []
+    for name, value in (("x", x), ("z", z)):
+        dims = [f"{name}{i}" if free and i > 1 else size for i, size in enumerate(value.shape)]
+        sizes.append(",".join(map(str, ("N" if layer.batch else len(value), *dims[1:]))))
     if after == "add":
         feed["s"] = rng.standard_normal(z.shape)
     read = "x" if before == "mixed" else "a"

@@ -15,6 +15,7 @@ from tests.matrix_layers import (
     DENSE,
     LAYERS,
     MAXIMA,
+    PATTERNS,
     RESIZES,
     Layer,
     check,
@@ -26,11 +27,11 @@ from tests.matrix_layers import (
     relevance_of,
     rule_set,
 )  # fmt: skip
-from tests.matrix_lrp import RULES
+from tests.matrix_lrp import RULES, Matrix
 from xaicompile.compiler import compile_model
 from xaicompile.errors import RuleError
 
-WEIGHTED = [*CONVOLUTIONS, *DENSE]
+WEIGHTED = [*CONVOLUTIONS, *DENSE, *PATTERNS]
 LINEAR = [*WEIGHTED, *AVERAGES, *RESIZES]
 VARIANTS: dict[str, tuple[list[str], str, dict[str, Any]]] = {  # name: (layers, rule, parameters)
     "epsilon": (LINEAR, "epsilon", {}),
@@ -66,13 +67,21 @@ VARIANTS: dict[str, tuple[list[str], str, dict[str, Any]]] = {  # name: (layers,
     "winner": ([*MAXIMA], "winner", {}),
     "average": ([*MAXIMA], "average", {}),
     "average-large": ([*MAXIMA], "average", {"epsilon": 0.3}),
+    "average-relative": ([*MAXIMA], "average", {"epsilon": 0.3, "stabiliser": "relative"}),
+    "average-clip": ([*MAXIMA], "average", {"epsilon": 0.3, "stabiliser": "clip"}),
     "average-zero": ([*MAXIMA], "average", {"epsilon": 0.0}),
     "proportional": ([*MAXIMA], "proportional", {}),
     "proportional-large": ([*MAXIMA], "proportional", {"epsilon": 0.3}),
     "proportional-zero": ([*MAXIMA], "proportional", {"epsilon": 0.0}),
 }
 PLACES = [(before, after) for after in ("alone", "relu", "add") for before in ("mixed", "plus", "minus")]
-THOROUGH = ("conv2", "gemm", "average2", "max2-overlap")  # in every place; the others in one, which take turns
+THOROUGH = (
+    "conv2",
+    "gemm",
+    "gemm-loud-bias",
+    "average2",
+    "max2-overlap",
+)  # in every place; the others in one, which take turns
 
 
 def places(layer: str, variant: str) -> list[tuple[str, str]]:
@@ -95,6 +104,43 @@ def test_a_rule_equals_its_matrix_form(tmp_path: Path, layer: str, variant: str)
         net = placed(LAYERS[layer], before, after)
         expected = RULES[rule](matrix(LAYERS[layer]), net.a.ravel(), (net.z * net.c).ravel(), **parameters)
         check(relevance_of(net, rules, closes=after != "add"), expected)  # there the other operand has its share
+
+
+OPEN = ("conv2-same-lower", "deconv2-stride-groups", "average2-padding-counts", "max2-overlap")
+
+
+@pytest.mark.parametrize(("layer", "variant"), [c for c in CASES if c[0] in OPEN])
+def test_a_rule_for_images_of_any_size(tmp_path: Path, layer: str, variant: str) -> None:
+    _, rule, parameters = VARIANTS[variant]
+    at = placed(LAYERS[layer], "mixed", "relu", free=True)
+    expected = RULES[rule](matrix(LAYERS[layer]), at.a.ravel(), (at.z * at.c).ravel(), **parameters)
+    check(relevance_of(at, rule_set(tmp_path, rule, parameters)), expected)
+
+
+DATA_BIAS = ("epsilon", "epsilon-relative", "epsilon-clip", "gamma", "gamma-large", "z-plus", "alpha-beta-large")
+
+
+@pytest.mark.parametrize("variant", DATA_BIAS)
+@pytest.mark.parametrize("beta", [1.0, -0.5])
+def test_a_bias_that_is_data_gets_its_share(tmp_path: Path, variant: str, beta: float) -> None:
+    """The oracle counts the bias among the inputs."""
+    _, rule, parameters = VARIANTS[variant]
+    layer = Layer(f"z = Gemm<beta={beta}>(a, w, b)", (3, 6), (6, 5), (3, 5), 1)
+    weights, x, c = layer.weights(), layer.data(), np.random.default_rng(2).standard_normal((3, 5))
+    made = net(
+        "(double[N,6] x, double[N,5] b, double[N,5] c) => (double[N,5] y)",
+        f"[layer] z = Gemm<beta={beta}>(x, w, b)\ny = Mul(z, c)",
+        w=weights["w"],
+    )
+    rules = rule_set(tmp_path, rule, parameters)
+    compiled = compile_model(made, rules, explain_input=["x", "b"], explain_reduce="sum", ledger=True)
+    out = exact(compiled.model, {"x": x, "b": weights["b"], "c": c})
+    plain = matrix(layer)
+    both = np.concatenate([plain.jacobian, beta * np.eye(15)], axis=1)
+    inputs = np.concatenate([x.ravel(), weights["b"].ravel()])
+    expected = RULES[rule](Matrix(both, np.zeros(15), both, 3), inputs, both @ inputs * c.ravel(), **parameters)
+    check(np.concatenate([out["relevance_x"].ravel(), out["relevance_b"].ravel()]), expected)
+    check_ledger(out, [out["relevance_x"], out["relevance_b"]])
 
 
 @pytest.mark.parametrize("low, high", [(0.0, 3.0), ((-4.0, 0.0), (4.0, 5.0)), (-3.0, 0.0)])

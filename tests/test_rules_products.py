@@ -195,8 +195,8 @@ PRODUCTS: dict[str, tuple[str, str, list[tuple[int, ...]], Callable[[Array, Arra
         lambda u, v, c: (of_first(u, softmax(v), c), 0 * v),
     ),
     "detach-through-layout": (
-        "detach", "s = Softmax(u)\nt = Identity(s)\n[layer] z = MatMul(t, v)", [U, V, W],
-        lambda u, v, c: (0 * u, of_second(softmax(u), v, c)),
+        "detach", "s = Softmax<axis=1>(u)\nt = Transpose<perm=[0,2,1]>(s)\n[layer] z = MatMul(t, v)", [(3, 4, 2), V, W],
+        lambda u, v, c: (0 * u, of_second(softmax(np.swapaxes(u, 1, 2)), v, c)),
     ),
     "detach-activation": (
         "detach", "s = Relu(u)\n[layer] z = Mul(v, s)", [U, U, U], lambda u, v, c: (0 * u, np.maximum(u, 0) * v * c),
