@@ -30,13 +30,14 @@ def epsilon(ctx: Context) -> Messages:
         return layer.result(layer.back(layer.w, s))
     if eps:
         z = layer.output()
+        eps = max(eps, tiny(z))
         size = z if layer.rectified else ctx.b.Abs(z)
         if ctx.parameters["stabiliser"] == "clip":
             s = c * ctx.b.Min(size / eps, 1.0)
         else:
             # the root mean square is that of z itself, and not of what is left of it behind a ReLU
             least = level(ctx, layer.whole()) if ctx.parameters["stabiliser"] == "relative" else eps
-            s = c * (size / (size + least))
+            s = c * (size / (size + (least + tiny(z) if isinstance(least, Tensor) else least)))
         ctx.absorb(lambda: (c - s) * z, "stabiliser")
         c = s
     layer.absorb_bias(c, layer.bias)
@@ -44,7 +45,7 @@ def epsilon(ctx: Context) -> Messages:
 
 
 def level(ctx: Context, z: Tensor) -> Tensor | float:
-    """Epsilon as a number, or in units of the root mean square of each sample of z (spec 1.4), there never 0."""
+    """Epsilon as a number, or in units of the root mean square of each sample of z (spec 1.4)."""
     eps = float(ctx.parameters["epsilon"])
     if ctx.parameters.get("stabiliser") != "relative":
         return eps
@@ -53,7 +54,7 @@ def level(ctx: Context, z: Tensor) -> Tensor | float:
     axes = list(range(1, z.rank)) if z.rank > 1 else [0]
     wide = ctx.b.Cast(z, to=onnx.TensorProto.FLOAT) if z.dtype == np.float16 else z  # a square may exceed 65504
     root = ctx.b.Sqrt(ctx.b.mean_axes(wide * wide, axes))
-    return (ctx.b.CastLike(root, z) if wide is not z else root) * eps + tiny(z)
+    return (ctx.b.CastLike(root, z) if wide is not z else root) * eps
 
 
 def quotient(ctx: Context, z: Tensor, den: Tensor, eps: Tensor | float, sign: int = 0) -> Tensor:
@@ -63,14 +64,19 @@ def quotient(ctx: Context, z: Tensor, den: Tensor, eps: Tensor | float, sign: in
     multiplies stays finite.
     """
     b, clips = ctx.b, ctx.parameters.get("stabiliser") == "clip"
-    if isinstance(eps, float) and eps == 0:
-        none = b.Equal(den, 0.0)
-        ratio = ctx.where(none, 0.0, z / ctx.where(none, 1.0, den))
-    elif clips:
+    eps = max(eps, tiny(den)) if isinstance(eps, float) and eps else eps  # 1e-9 is nothing in half precision
+    if clips:
         size = b.Max(b.Abs(den), eps)
-        ratio = z / ctx.where(den < 0.0, -size, size)
+        st = ctx.where(den < 0.0, -size, size)
+    elif isinstance(eps, float) and eps == 0:
+        st = den
     else:
-        ratio = z / (den + (eps * sign if sign else ctx.where(den < 0.0, -eps, eps)))
+        st = den + (eps * sign if sign else ctx.where(den < 0.0, -eps, eps))
+    if isinstance(eps, Tensor) or eps == 0:
+        none = b.Equal(st, 0.0)
+        ratio = ctx.where(none, 0.0, z / ctx.where(none, 1.0, st))
+    else:
+        ratio = z / st
     return b.Max(b.Min(ratio, 1e3), -1e3) if z.dtype == np.float16 else ratio
 
 
