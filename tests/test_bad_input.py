@@ -307,3 +307,19 @@ def test_python_gives_the_same_errors(tmp_path: Path) -> None:
         xaicompile.compile(cnn(), "lrp-gama")
     with pytest.raises(XaiCompileError, match="not an ONNX model"):
         xaicompile.compile(b"no model")
+
+
+def test_shapes_that_fit_no_more_once_an_operator_is_written_out(tmp_path: Path) -> None:
+    """As in the runtime's own logreg_iris.onnx: three classes of four features, of an input of two."""
+    node = helper.make_node(
+        "LinearClassifier", ["x"], ["label", "scores"], name="sorted", domain="ai.onnx.ml", classlabels_ints=[0, 1, 2],
+        coefficients=[0.5] * 12, intercepts=[0.0] * 3, post_transform="NONE",
+    )  # fmt: skip
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, [3]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, [3, 3]),
+    ]
+    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 2])], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)], ir_version=3)
+    line = refused(tmp_path, saved(tmp_path, model), code=3)
+    assert "'sorted'" in line and "don't fit" in line and "4 and 2" in line

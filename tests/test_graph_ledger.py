@@ -261,6 +261,15 @@ def test_relevance_is_of_each_graph_as_before() -> None:
         np.testing.assert_allclose(both[key], sum(part[key] for part in parts), rtol=1e-12)
 
 
+def test_what_reaches_no_input_is_kept() -> None:
+    """All of it is in the ledger, and the user is told."""
+    compiled = compile_model(net("(float[N,4] x) => (float[N,4] y)", "y = Sign(x)"), "lrp-epsilon", ledger=True)
+    out = run(compiled.model, {"x": data(3, 4)})
+    assert not out["relevance"].any() and any("relevance is zero" in note for note in compiled.notes)
+    np.testing.assert_array_equal(out["ledger"], out["explained"])
+    assert out["explained"].all()
+
+
 def test_in_the_runtime_as_in_the_reference() -> None:
     for name in MODELS:
         made = [compile_model(model_of(name, double), "lrp-gamma", ledger=True).model for double in (False, True)]

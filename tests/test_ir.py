@@ -201,6 +201,19 @@ def test_old_models_are_raised_with_the_prediction_unchanged() -> None:
     assert np.abs(out["relevance"]).max() > 0
 
 
+def test_one_slope_a_channel_in_old_opsets() -> None:
+    """Before opset 7, the slopes of PRelu are of the channels and not of the last axis."""
+    x, slope = data(2, 3, 5, 4), np.asarray([0.25, -0.5, 2.0], np.float32)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape) for name in ("x", "y")]
+    nodes = [helper.make_node("PRelu", ["x", "slope"], ["y"])]
+    graph = helper.make_graph(nodes, "old", ends[:1], ends[1:], [numpy_helper.from_array(slope, "slope")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 6)], ir_version=8)
+    out = run(compile_model(model, "gradient", explain_reduce="sum").model, {"x": x})
+    factor = np.where(x > 0, 1, slope[:, None, None])
+    np.testing.assert_array_equal(out["y"], x * factor)
+    np.testing.assert_array_equal(out["relevance"], factor)
+
+
 @pytest.mark.parametrize("opset", [18, 20, 22])
 def test_newer_opsets_stay(opset: int) -> None:
     made = xaicompile.compile(

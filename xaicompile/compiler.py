@@ -28,6 +28,7 @@ from xaicompile.ir.model import ModelLike
 from xaicompile.outputs import Outputs, input_names, ledger_outputs, named, relevance_outputs, result_of, stacked
 from xaicompile.passes import canonical, control, expand
 from xaicompile.plugins import load as load_plugins
+from xaicompile.registry import Absorbed
 from xaicompile.samples import Samples
 from xaicompile.seeds import Contrast, Question, Reduce, Target, seeds_of
 
@@ -152,6 +153,8 @@ def compile_model(
 
     asked = Question(target, explain_reduce, maps, contrast, normalise)
     seeds = seeds_of(p, end, inputs[0].tensor, asked)
+    if not facts.on_path(end.tensor):
+        seeds.notes.append(f"relevance is zero: none of '{end.tensor.name}' can reach an explained input")
     samples = None
     if ledger or audit:
         samples = apart(views, facts, inputs, end.tensor)
@@ -244,6 +247,8 @@ def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
         outputs |= top_outputs(b, [layer_of(plan.facts, t) for t in layers.values()], before, plan.top_concepts)
     if kept is None or plan.samples is None:
         return outputs, None
+    if not plan.facts.on_path(plan.end.tensor):  # nothing was handed on to anyone
+        kept["none"] = [Absorbed(plan.end.tensor * seed.cotangent, "other")]
     if plan.samples.mixed:
         seed = all_together(b, seed)
     more, nodes = ledger_outputs(b, seed, kept, plan.samples)

@@ -90,7 +90,7 @@ def find(views: Sequence[View], facts: Facts, starts: Iterable[Tensor], end: Ten
         for start in starts:
             found.axes[start.name] = back(start, 0)
         follow(found.axes, views, facts, known)
-        if front(end, found.axes.get(end.name, 0)):
+        if end.name in found.axes and front(end, found.axes[end.name]):
             raise MixedError(f"axis 0 of '{end.name}' is none of samples")
     except MixedError as error:
         found.mixed = str(error)

@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
+from xaicompile.errors import ModelError
 from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, schema_of
 
 Typed = tuple[np.dtype[Any] | None, Shape | None]
@@ -142,9 +143,15 @@ class Builder:
             types = {n: tensor_type(t) for n, t in zip(names, x, strict=True) if t is not None}
             data = {n: numpy_helper.from_array(v, n) for n, v in zip(names, values, strict=True) if v is not None}
             node, opsets = helper.make_node(op, names, made, **attrs), [helper.make_opsetid("", self.opset)]
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=opsets, ir_version=10
-            )
+            try:
+                found = onnx.shape_inference.infer_node_outputs(
+                    schema, node, types, data, opset_imports=opsets, ir_version=10
+                )
+            except onnx.shape_inference.InferenceError as error:
+                shapes = ", ".join("-" if t is None else repr(t) for t in x)
+                reason = str(error).splitlines()[0].removeprefix("[ShapeInferenceError] ")
+                where = f"'{self._scope}'" if self._scope else "the model"
+                raise ModelError(f"the shapes at {where} don't fit: {op} of {shapes}: {reason}") from error
             self._types[key] = [type_and_shape(found[n]) if n in found else (None, None) for n in made]
         return self._types[key]
 

@@ -37,7 +37,7 @@ from xaicompile.ir.graph import (
     schema_of,
     sorted_nodes,
 )
-from xaicompile.ir.opset import retyped
+from xaicompile.ir.opset import channel_slopes, retyped
 from xaicompile.ir.types import inferred
 
 OPSET_FLOOR = 18
@@ -187,6 +187,8 @@ def raised(skeleton: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
                 made.metadata_props.extend(old.metadata_props)
     converted.ir_version = skeleton.ir_version
     retyped(converted)
+    if version < 7:
+        channel_slopes(converted)
     return converted
 
 
