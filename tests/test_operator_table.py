@@ -25,6 +25,7 @@ NOTHING_TO_DIFFERENTIATE = {
     *("And", "Or", "Xor", "Not"),  # bool
     *("BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),  # integers
     *("Constant", "ConstantOfShape", "EyeLike", "Hardmax", "MelWeightMatrix"),  # carry nothing
+    *("SequenceLength", "OptionalHasElement"),  # of what is no tensor
     *("Bernoulli", "Multinomial", "RandomNormalLike", "RandomUniformLike"),  # random
 }
 

@@ -11,6 +11,7 @@ from xaicompile.ir.apart import APART
 from xaicompile.ir.graph import schema_of
 from xaicompile.ir.model import CONTROL
 from xaicompile.passes.recurrent import CELLS
+from xaicompile.passes.sequences import SEQUENCES
 from xaicompile.registry import RELEVANCE, OpInfo, operators
 
 __all__ = ["Row", "markdown", "relevance", "rows", "vjp"]
@@ -56,9 +57,12 @@ def rows() -> list[Row]:
     ]
     known = {(r.domain, r.op) for r in found}
     found += [Row("", op, 1, "exact", "inside") for op in CELLS]
-    found += [Row("", op, since, "body", "body") for op, since in with_body() if ("", op) not in known]
+    found += [
+        Row("", op, since, "body", "body") for op, since in with_body() if ("", op) not in known and op not in SEQUENCES
+    ]
     known |= {(r.domain, r.op) for r in found}
-    found += [Row(domain, op, 1, "body", "read") for domain, op in {*BODIES, *HANDLERS} - known if domain != APART]
+    read = {*BODIES, *HANDLERS, *(("", op) for op in SEQUENCES)} - known
+    found += [Row(domain, op, 1, "body", "read") for domain, op in read if domain != APART]
     return sorted(found, key=lambda r: (r.domain, r.op, r.since))
 
 

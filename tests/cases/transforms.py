@@ -25,8 +25,8 @@ CASES: list[Case] = [
     case("STFT", "window", real(2, 12, 1), number(3), weight(4), onesided=1, half=False),
     case("STFT", "window as data", real(1, 10, 1), number(2), real(5), number(5), onesided=1, half=False),
     case("STFT", "no window, complex", real(1, 9, 2), number(3), None, number(4), onesided=0, half=False),
-    case("Det", "one", real(3, 1, 1), half=False, dynamic=False),
-    case("Det", "two", real(2, 2), half=False, order2=True, dynamic=False),
-    case("Det", "batch of four", real(2, 3, 4, 4), half=False, dynamic=False),
-    case("Det", "singular", given([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.0, 1.0]]), half=False, dynamic=False),
+    case("Det", "one", real(3, 1, 1), half=False),
+    case("Det", "two", real(2, 2), half=False, order2=True),
+    case("Det", "batch of four", real(2, 3, 4, 4), half=False),
+    case("Det", "singular", given([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [1.0, 0.0, 1.0]]), half=False),
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xaicompile.bodies.attention import self_attention
-from xaicompile.bodies.contrib import DOMAIN, Outputs, contrib, plus
+from xaicompile.bodies.contrib import DOMAIN, plus
 from xaicompile.bodies.quantised import Quantised, given, integer
 from xaicompile.bodies.scales import Scale
 from xaicompile.ir import Builder, Tensor, View
@@ -211,20 +211,17 @@ def attention(s: Quantised, v: View) -> None:
         s.add(*s.recorder.views(v, made, results))
 
 
-@contrib("DynamicQuantizeLSTM")
-def dynamic_lstm(b: Builder, v: View) -> Outputs:
+@integer("DynamicQuantizeLSTM", DOMAIN)
+def dynamic_lstm(s: Quantised, v: View) -> None:
     """LSTM whose weights are integers that lie the other way round; its data is rounded inside."""
-    x = list(v.x[:8])
-    for place, i in enumerate((1, 2)):
-        scale, zero = v.inp(8 + 2 * place), given(v, 9 + 2 * place)
-        if scale.rank == 2:  # one a column, for each direction
-            scale, zero = b.Unsqueeze(scale, [1]), zero if zero is None else b.Unsqueeze(zero, [1])
-        else:
-            scale, zero = b.Unsqueeze(scale, [1, 2]), zero if zero is None else b.Unsqueeze(zero, [1, 2])
+    b, x = s.b, [s.reading(t) for t in v.x[:8]]
+    for i, at in ((1, 8), (2, 10)):
+        scale, zero = v.inp(at), given(v, at + 1)
+        behind = [1] if scale.rank == 2 else [1, 2]  # one a column, or one for all, of each direction
         whole = b.CastLike(v.inp(i), scale)
-        whole = whole if zero is None else whole - b.CastLike(zero, scale)
-        x[i] = b.Transpose(whole * scale, perm=[0, 2, 1])
-    return b.many("LSTM", len(v.y), *x, **v.attrs)
+        whole = whole if zero is None else whole - b.CastLike(b.Unsqueeze(zero, behind), scale)
+        x[i] = b.Transpose(whole * b.Unsqueeze(scale, behind), perm=[0, 2, 1])
+    s.add(View("LSTM", x, v.y, v.attrs, v.name, since=s.p.opset, nodes=v.nodes))
 
 
 @integer("DynamicQuantizeMatMul", DOMAIN)

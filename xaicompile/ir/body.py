@@ -166,9 +166,12 @@ def named(node: onnx.NodeProto, i: int) -> str:
 def gap_of(node: onnx.NodeProto, name: str, opset: int) -> Gap | None:
     """Why a subgraph's node can't be emitted anew, None if it can."""
     domain = "" if node.domain in ("", "ai.onnx") else node.domain
-    if not domain and node.op_type not in RANDOM:
+    if node.op_type == "SequenceMap":
+        reason = "it holds a subgraph of its own"
+    elif domain or node.op_type in RANDOM:
+        reason = f"its domain is {domain}" if domain else "it is random and can't be run once more"
+    else:
         return None
-    reason = f"its domain is {domain}" if domain else "it is random and can't be run once more"
     return Gap(name, node.op_type, domain, opset, "subgraph", reason)
 
 

@@ -19,7 +19,7 @@ from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.body import BodyBuilder, common, inlined
 from xaicompile.ir.build import merged, type_and_shape
 from xaicompile.ir.model import CONTROL
-from xaicompile.passes import canonical, expand
+from xaicompile.passes import canonical, expand, sequences
 from xaicompile.registry import stops
 
 
@@ -65,6 +65,7 @@ def take_branches(p: Program) -> bool:
         if is_control(view) and view.op == "Loop":
             know_states(view)
     while again:
+        changed |= sequences.run(p)
         views: list[View] = []
         for view in p.views:
             views += taken(p, view) or [view]

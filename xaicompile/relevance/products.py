@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, relevance
 from xaicompile.relevance.default import as_it_is, homogeneous, scaled
 
@@ -15,4 +16,9 @@ def scatter(ctx: Context) -> Messages:
 @relevance("Det")
 def det(ctx: Context) -> Messages:
     """VJP/n for n rows: a determinant has degree n (spec 1.7)."""
-    return scaled(ctx.vjp(), 1 / int((ctx.x.shape or (1,))[-1] or 1))
+    rows = (ctx.x.shape or (None,))[-1]
+    if isinstance(rows, int):
+        return scaled(ctx.vjp(), 1 / rows)
+    (message,) = ctx.vjp()
+    assert isinstance(message, Tensor)
+    return [message / ctx.b.CastLike(ctx.b.dim(ctx.x, -1), message)]

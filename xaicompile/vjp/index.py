@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xaicompile.ir import Builder, Tensor
-from xaicompile.registry import Context, Messages, stop, vjp
+from xaicompile.registry import Context, Messages, stop, vjp, zero
 from xaicompile.vjp.shape import positions, rank_of, scatter_add, spread_back
 
 stop("Gather", 1)
@@ -17,6 +17,7 @@ stop("ScatterElements", 1)
 stop("ScatterND", 1)
 stop("OneHot", 0, 1)
 stop("TopK", 1)
+zero("SequenceLength", "OptionalHasElement")
 
 
 @vjp("Gather", layout=True)

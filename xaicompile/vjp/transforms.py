@@ -11,6 +11,7 @@ import numpy as np
 
 from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor
+from xaicompile.ir.body import BodyBuilder
 from xaicompile.registry import Context, Message, Messages, stop, vjp
 from xaicompile.vjp.resize import multiplied
 from xaicompile.vjp.shape import along, joined, known_ints, positions, rank_of, ranked, scatter_add
@@ -115,17 +116,34 @@ def stft(ctx: Context) -> Messages:
 @vjp("Det")
 def det(ctx: Context) -> Messages:
     """c times the cofactors, by the Faddeev-LeVerrier recursion: products only, and right for singular matrices too."""
-    b, x = ctx.b, ctx.x
-    n = (x.shape or (None,))[-1]
-    if not isinstance(n, int):
-        raise UnsupportedError(f"{ctx.node}: no gradient where the size of the matrices is not known")
-    eye = b.const(np.eye(n, dtype=x.dtype))
-    m = eye
-    for k in range(1, n):
-        product = b.MatMul(x, m)
-        trace = b.sum_axes(product * eye, [-2, -1], keepdims=True)
-        m = product - eye * (trace * (1 / k))
-    rank = rank_of(x)
-    cofactors = b.Transpose(m, perm=[*range(rank - 2), rank - 1, rank - 2]) if n > 1 else b.expand_like(eye, x)
-    c = b.Unsqueeze(ctx.c, [rank - 2, rank - 1])
-    return [c * cofactors * (-1.0) ** (n - 1)]
+    b, x, rank = ctx.b, ctx.x, rank_of(ctx.x)
+    n = (x.shape or ())[-1]
+    if isinstance(n, int):
+        eye = b.const(np.eye(n, dtype=x.dtype))
+        m, sign = b.expand_like(eye, x), b.const(np.asarray((-1.0) ** (n - 1), x.dtype))
+        for k in range(1, n):
+            m = next_power(b, x, m, eye, b.const(np.asarray(k, x.dtype)))
+    else:
+        size, at = b.dim(x, rank - 1), positions(b, x, rank - 1)
+        eye = b.CastLike(b.Equal(b.Unsqueeze(at, [1]), b.Unsqueeze(at, [0])), x)
+        m = all_powers(b, x, eye, b.Squeeze(size - 1, [0]))
+        sign = 1.0 - 2.0 * b.CastLike(b.Mod(size - 1, 2), x)
+    cofactors = b.Transpose(m, perm=[*range(rank - 2), rank - 1, rank - 2])
+    return [b.Unsqueeze(ctx.c, [rank - 2, rank - 1]) * cofactors * sign]
+
+
+def next_power(b: Builder, x: Tensor, m: Tensor, eye: Tensor, k: Tensor) -> Tensor:
+    """x m less its trace over k on the diagonal."""
+    product = b.MatMul(x, m)
+    return product - eye * (b.sum_axes(product * eye, [-2, -1], keepdims=True) / k)
+
+
+def all_powers(b: Builder, x: Tensor, eye: Tensor, count: Tensor) -> Tensor:
+    """The recursion as a Loop, where the size of the matrices is not known."""
+    inner, start = BodyBuilder(b, hoist=True), b.expand_like(eye, x)
+    step, on = inner.input("step", np.dtype(np.int64), ()), inner.input("condition", np.dtype(np.bool_), ())
+    m = inner.input("power", x.dtype, x.shape)
+    following = next_power(inner, inner.adopt(x), m, inner.adopt(eye), inner.CastLike(step + 1, m))
+    ends = inner.ends([inner.const(np.asarray(True)), following])
+    graph = inner.graph("recursion", [step, on, m], ends)
+    return b.typed("Loop", [count, b.const(np.asarray(True)), start], [(x.dtype, x.shape)], body=graph)[0]
