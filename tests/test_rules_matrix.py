@@ -75,13 +75,7 @@ VARIANTS: dict[str, tuple[list[str], str, dict[str, Any]]] = {  # name: (layers,
     "proportional-zero": ([*MAXIMA], "proportional", {"epsilon": 0.0}),
 }
 PLACES = [(before, after) for after in ("alone", "relu", "add") for before in ("mixed", "plus", "minus")]
-THOROUGH = (
-    "conv2",
-    "gemm",
-    "gemm-loud-bias",
-    "average2",
-    "max2-overlap",
-)  # in every place; the others in one, which take turns
+THOROUGH = ("conv2", "gemm-loud-bias", "max2-overlap")  # in every place; the others in one, which take turns
 
 
 def places(layer: str, variant: str) -> list[tuple[str, str]]:
