@@ -17,7 +17,7 @@ import pytest
 import xaicompile
 from tests.graphs import data, exact, net, weight
 from tests.source import functions_that_call
-from xaicompile import compiler, registry
+from xaicompile import direct, registry
 from xaicompile.registry import Context, Messages, Relevance
 
 SIDE = 5
@@ -169,7 +169,7 @@ def test_the_oracle_computes_the_same_prediction() -> None:
 def loops(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """The rules that each run of the reverse loop was given."""
     seen: list[set[str]] = []
-    real = compiler.backward
+    real = direct.backward
 
     def counted(p: Any, facts: Any, seeds: Any, wrt: Any, pick: Any, **more: Any) -> Any:
         names: set[str] = set()
@@ -182,7 +182,7 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
         return real(p, facts, seeds, wrt, noted, **more)
 
-    monkeypatch.setattr(compiler, "backward", counted)
+    monkeypatch.setattr(direct, "backward", counted)
     return seen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,38 +14,22 @@ from typing import Any
 import numpy as np
 import onnx
 
-from xaicompile import bodies, books, gaps, ir, registry, relevance, vjp
+from xaicompile import bodies, ir, relevance, vjp
 from xaicompile import composite as composites
 from xaicompile._version import __version__
-from xaicompile.backward import Flow, Ledger, backward
-from xaicompile.concepts import Mask, layer_of, masks_of, taps_of, top_outputs
-from xaicompile.errors import OutputError, RuleError, UnsupportedError
-from xaicompile.explained import End, Explained, Given, all_together, apart, choose_inputs, choose_output
-from xaicompile.facts import Facts, find_constants
+from xaicompile.direct import Wanted, direct
+from xaicompile.errors import OutputError, RuleError
+from xaicompile.explained import choose_inputs, choose_output
+from xaicompile.facts import find_constants
 from xaicompile.images import bounds
-from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.model import ModelLike
-from xaicompile.outputs import Outputs, input_names, ledger_outputs, named, relevance_outputs, result_of, stacked
-from xaicompile.passes import canonical, control, expand
+from xaicompile.outputs import input_names, named
+from xaicompile.passes import control, expand
 from xaicompile.plugins import load as load_plugins
-from xaicompile.registry import Absorbed
-from xaicompile.samples import Samples
-from xaicompile.seeds import Contrast, Question, Reduce, Target, seeds_of
+from xaicompile.ruled import Assignment
+from xaicompile.seeds import Contrast, Question, Reduce, Target
 
 __all__ = ["Assignment", "Compiled", "compile_model", "relevance", "vjp"]
-
-RECTIFYING = {"gradient", "default", "guided"}  # rules that pass nothing where a ReLU, or a Clip at 0, was off
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Which rule a node got, and why."""
-
-    node: str
-    op: str
-    rule: str
-    reason: str
-    facts: str
 
 
 @dataclass
@@ -135,37 +119,13 @@ def compile_model(
         find_constants(p)
     end = choose_output(p, explain_output)
     inputs = choose_inputs(p, explain_input, p.notes)
-    starts = [t.name for given in inputs for t in given.starts]
     control.take_branches(p)
     expand.run(p)
-    canonical.run(p, end.tensor.name, [*layers, *concepts])
-    facts = Facts(p, starts, box_of(rules.parameters))
-    views = control.on_the_way(p, facts, [end.tensor])
-    between = {t.name for view in views for t in (*view.x, *view.y) if facts.on_path(t) and t is not None}
-    shown = [tapped(p, name, between) for name in layers]
-    masks = masks_of(b, [layer_of(facts, tapped(p, name, between)) for name in concepts])
-    control.open_bodies(p, facts, views)
-    choices = composites.assign(rules, views, facts)
-    for known_there, there in [(facts, views), *((body.facts, body.views) for _, body in control.each_body(views))]:
-        known_there.trust_activations(v for v in there if rectifies(choices[v]))
-    assignments = [described(choices[v], seen) for v, seen in control.inside_facts(views, facts)]
-    gaps.refuse(control.inside(views), assignments)
-
+    known_box = box_of(rules.parameters)
     asked = Question(target, explain_reduce, maps, contrast, normalise)
-    seeds = seeds_of(p, end, inputs[0].tensor, asked)
-    if not facts.on_path(end.tensor):
-        seeds.notes.append(f"relevance is zero: none of '{end.tensor.name}' can reach an explained input")
-    samples = None
-    if ledger or audit:
-        samples = apart(views, facts, inputs, end.tensor)
-        if samples.mixed and seeds.each[0].batched:
-            seeds.notes.append(f"one ledger for all samples together: {samples.mixed}")
-    plan = Plan(p, facts, rules, views, choices, end, inputs, shown, masks, top_concepts, samples, audit)
-    with gaps.told(assignments):
-        made = [one_map(plan, seed) for seed in seeds.each]
-    outputs = stacked(b, [m for m, _ in made], int(seeds.each[0].batched)) if seeds.stacked else made[0][0]
-    ledger_nodes = made[0][1]
-    final = {name: named(b, t, name) for name, t in outputs.items()}
+    wanted = Wanted(layers, concepts, top_concepts, ledger or audit, audit)
+    made = direct(p, rules, end, inputs, known_box, asked, wanted)
+    final = {name: named(b, t, name) for name, t in made.outputs.items()}
     names = {x: final[y].name for x, y in input_names(inputs).items()}
     metadata = {
         "version": __version__,
@@ -177,84 +137,23 @@ def compile_model(
         "source_sha256": p.source.sha256,
         "explain_output": end.tensor.name,
         "relevance": names,
-        "target": seeds.target,
+        "target": made.seeds.target,
         "maps": maps,
         "contrast": contrast,
-        "concepts": {mask.layer.tensor.name: mask.given.name for mask in masks} or None,
-        "ledger_nodes": ledger_nodes,
-        "audit_nodes": [v.name for v in views] if audit else None,
+        **made.metadata,
         "preprocess": None if preprocess is None else dict(preprocess),
     }
-    overridable = {mask.given.name: mask.default for mask in masks}
-    overridable |= {seeds.target: seeds.default} if seeds.target else {}
+    target_input = {made.seeds.target: made.seeds.default} if made.seeds.target else {}
     return Compiled(
-        ir.emit(p, list(final.values()), overridable, as_properties(metadata)),
-        assignments,
+        ir.emit(p, list(final.values()), {**made.inputs, **target_input}, as_properties(metadata)),
+        made.ruled.assignments,
         end.cut,
-        p.notes + end.notes + seeds.notes + composites.unused(rules, list(choices.values())),
+        p.notes + end.notes + made.seeds.notes + composites.unused(rules, list(made.ruled.choices.values())),
         names,
-        seeds.target,
+        made.seeds.target,
         p.source.path.parent if p.source.path and p.source.external else None,
         p.source.path,
     )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is decided before anything flows back.
-
-    Attributes:
-        views: What is explained, in graph order.
-        choices: The rule of each view.
-        end: Where the backward passes start.
-        inputs: Where they end.
-        shown: Inner tensors whose relevance is given out.
-        masks: Inner tensors whose channels may be masked.
-        samples: Where samples are, if a ledger is kept.
-    """
-
-    p: Program
-    facts: Facts
-    rules: composites.Composite
-    views: Sequence[View]
-    choices: Mapping[View, composites.Choice]
-    end: End
-    inputs: Sequence[Given]
-    shown: Sequence[Tensor]
-    masks: Sequence[Mask]
-    top_concepts: int | None
-    samples: Samples | None
-    audit: bool
-
-
-def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
-    """The outputs for one start, by name, and the nodes of its ledger."""
-    p, b, kind = plan.p, plan.p.builder, plan.rules.output
-    kept: Ledger | None = None if plan.samples is None else {}
-    arrived: dict[str, Flow] = {}
-    taps = taps_of(b, plan.masks, arrived, kept)
-    if plan.audit:
-        taps = books.watching(p, plan.facts, taps, arrived)
-    ends = [*(t for given in plan.inputs for t in given.starts), *plan.shown]
-    seeded, names = {plan.end.tensor.name: seed.cotangent}, [t.name for t in ends]
-    found = backward(p, plan.facts, seeded, names, lambda v: plan.choices[v].picked, taps=taps, ledger=kept)
-    results = {t.name: result_of(p, kind, t, found[t.name]) for t in ends}
-    outputs = relevance_outputs(b, plan.inputs, plan.shown, results)
-    if plan.top_concepts is not None:
-        layers = {t.name: t for t in (*plan.shown, *(mask.layer.tensor for mask in plan.masks))}
-        flows = {**found, **arrived}  # of a masked layer what came to it
-        before = {name: result_of(p, kind, t, flows[name]) for name, t in layers.items()}
-        outputs |= top_outputs(b, [layer_of(plan.facts, t) for t in layers.values()], before, plan.top_concepts)
-    if kept is None or plan.samples is None:
-        return outputs, None
-    if not plan.facts.on_path(plan.end.tensor):  # nothing was handed on to anyone
-        kept["none"] = [Absorbed(plan.end.tensor * seed.cotangent, "other")]
-    if plan.samples.mixed:
-        seed = all_together(b, seed)
-    more, nodes = ledger_outputs(b, seed, kept, plan.samples)
-    if plan.audit:
-        more |= books.outputs(p, plan.views, seed, arrived, kept, plan.samples)
-    return outputs | more, nodes
 
 
 def check_output(
@@ -272,11 +171,6 @@ def check_output(
         raise RuleError(f"rule '{rules.name}' gives no relevance, of which {what}")
 
 
-def rectifies(choice: composites.Choice) -> bool:
-    """True if the rule passes nothing where the output is 0, and all of what arrives where it is the input."""
-    return choice.rule in RECTIFYING or (choice.rule in ("identity", "pass") and choice.view.op == "Relu")
-
-
 def as_properties(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Metadata under the names and in the form that a model carries: text as it is, all else as JSON."""
     given = {k: v for k, v in metadata.items() if v is not None}
@@ -292,32 +186,3 @@ def box_of(parameters: Mapping[str, Any]) -> tuple[float, float]:
     if low is None or high is None:
         return -np.inf, np.inf
     return float(np.min(low)), float(np.max(high))
-
-
-def tapped(p: Program, name: str, between: Collection[str]) -> Tensor:
-    """An intermediate tensor whose relevance is wanted."""
-    if name not in p.tensors:
-        raise registry.nearest(name, p.tensors, "layer (tensor name)")
-    if name in p.hidden:
-        inside = p.hidden[name]
-        raise UnsupportedError(
-            f"tensor '{name}' lies inside {' + '.join(inside.nodes)}, which are read as one {inside.op}; "
-            f"ask for '{inside.out().name}' instead"
-        )
-    if name not in between:
-        raise UnsupportedError(f"tensor '{name}' is not between an explained input and the explained output")
-    return p.tensors[name]
-
-
-def described(choice: composites.Choice, facts: Facts) -> Assignment:
-    """A choice in words."""
-    view, said = choice.view, []
-    if view.x and view.x[0] is not None:
-        low, high = facts.bounds(view.x[0])
-        if (low, high) != (-np.inf, np.inf):
-            said.append(f"input in [{low:g}, {high:g}]")
-    if view.y and view.y[0] is not None and view.y[0].name in facts.activation:
-        said.append("feeds only a ReLU")
-    if len(view.nodes) > 1:
-        said.append(f"reads {' + '.join(view.nodes)}")
-    return Assignment(view.name, view.op, choice.rule, choice.reason, "; ".join(said))
