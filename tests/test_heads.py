@@ -16,8 +16,11 @@ ENDS = {
     "p = Div(e, t)",
     "spread": "m = ReduceMax<keepdims=0>(z, last)\nu = Unsqueeze(m, last)\nd = Sub(z, u)\ne = Exp(d)\n"
     "t = ReduceSum<keepdims=0>(e, last)\nv = Unsqueeze(t, last)\ns = Shape(z)\nw2 = Expand(v, s)\np = Div(e, w2)",
+    "by the log": "l = ReduceLogSumExp<keepdims=0>(z, last)\nu = Unsqueeze(l, last)\nd = Sub(z, u)\np = Exp(d)",
 }
 OTHERS = {
+    "the log of another sum": "o = Neg(z)\nl = ReduceLogSumExp(o, last)\nd = Sub(z, l)\np = Exp(d)",
+    "the log over another axis": "l = ReduceLogSumExp(z, first)\nd = Sub(z, l)\np = Exp(d)",
     "another sum": "e = Exp(z)\no = Neg(z)\ne2 = Exp(o)\nt = ReduceSum<keepdims=1>(e2, last)\np = Div(e, t)",
     "another axis": "e = Exp(z)\nt = ReduceSum<keepdims=1>(e, first)\np = Div(e, t)",
     "shifted by class": "d = Sub(z, z)\ne = Exp(d)\nt = ReduceSum<keepdims=1>(e, last)\np = Div(e, t)",

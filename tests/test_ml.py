@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import xaicompile
 from tests.differences import Inputs, assert_gradients, one_node, projected
@@ -180,3 +180,47 @@ def test_probabilities_of_several_classes_that_are_iterated_are_refused_with_adv
     model = projected(one_node("SVMClassifier", X, {}, "x", DOMAIN, 2, **attrs), "y1", X)
     with pytest.raises(UnsupportedError, match="export the classifier with its raw scores"):
         xaicompile.compile(model, explain_output="s")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_trees_that_sort_are_refused_with_the_same_advice(labelled: bool) -> None:
+    """Their scores go into a ZipMap, and have no type that inference knows."""
+    tree = {
+        "nodes_treeids": [0] * 3, "nodes_nodeids": [0, 1, 2], "nodes_featureids": [0] * 3, "nodes_values": [0.5, 0, 0],
+        "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_truenodeids": [1, 0, 0], "nodes_falsenodeids": [2, 0, 0],
+        "class_treeids": [0, 0], "class_nodeids": [1, 2], "class_ids": [0, 1], "class_weights": [1.0, 1.0],
+        "classlabels_int64s": [0, 1],
+    }  # fmt: skip
+    nodes = [helper.make_node("TreeEnsembleClassifier", ["x"], ["label", "p"], name="forest", domain=DOMAIN, **tree)]
+    outputs = [helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])]
+    if labelled:
+        nodes.append(helper.make_node("ZipMap", ["p"], ["named"], domain=DOMAIN, classlabels_int64s=[0, 1]))
+        kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        outputs.append(helper.make_value_info("named", helper.make_sequence_type_proto(kind)))
+    else:
+        outputs.append(helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", 2]))
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(DOMAIN, 1)], ir_version=8)
+    with pytest.raises(UnsupportedError, match=r"'forest'.* trees are constant .* --explain-output") as caught:
+        compile_model(model)
+    assert [g.node for g in caught.value.gaps] == ["forest"]
+
+
+def test_an_output_whose_stated_shape_is_wrong() -> None:
+    """The runtime only warns; skl2onnx writes two columns where one is picked (RidgeClassifier)."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"], name="matmul"),
+        helper.make_node("ArrayFeatureExtractor", ["z", "second"], ["y"], name="pick", domain=DOMAIN),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in (("x", 4), ("y", 2))]
+    held = {"w": weight(4, 3), "second": np.asarray([1])}
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, k) for k, v in held.items()])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    out = run(compile_model(model, "gradient").model, X)
+    assert out["y"].shape == (3, 1)
+    np.testing.assert_array_equal(out["relevance"], [weight(4, 3)[:, 1]] * 3)
+    del model.graph.node[1]
+    model.graph.node[0].output[0] = "y"  # three columns
+    out = run(compile_model(model, "gradient", target=2).model, X)
+    np.testing.assert_array_equal(out["relevance"], [weight(4, 3)[:, 2]] * 3)

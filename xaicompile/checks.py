@@ -211,7 +211,11 @@ def behaviour(
         report.add("prediction", None, "found no random input that the model accepts; give one with --input")
         return
     names = [port.name for port in theirs.outputs]
-    found = [ours.run(feed) for feed in feeds]
+    try:
+        found = [ours.run(feed) for feed in feeds]
+    except ModelError as error:
+        report.add("prediction", False, str(error))
+        return
     worst, where = max((_difference(e[n], f[n]), n) for e, f in zip(expected, found, strict=True) for n in names)
     batches = " and ".join(str(_batch(feed)) for feed in feeds)
     if worst == 0:

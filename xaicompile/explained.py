@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from xaicompile import tokens
-from xaicompile.errors import ModelError, RuleError
+from xaicompile.bodies.refused import reason
+from xaicompile.errors import ModelError, RuleError, UnsupportedError
 from xaicompile.facts import Facts
+from xaicompile.gaps import gap
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.passes.heads import logits_of, scaled_to_one
 from xaicompile.registry import nearest
@@ -30,6 +32,7 @@ def choose_output(p: Program, name: str | None) -> End:
 
     Raises:
         ModelError: No output is a floating-point tensor or leads to one.
+        UnsupportedError: The op that makes the scores has no gradient.
         RuleError: No tensor of that name.
     """
     if name is not None:
@@ -43,6 +46,9 @@ def choose_output(p: Program, name: str | None) -> End:
     chosen = next((e for e, t in zip(ends, p.outputs, strict=True) if t.is_float), None)
     chosen = chosen or next((e for e in ends if e.tensor.is_float), None)
     if chosen is None:
+        refused = [v for e in ends if (v := producers.get(e.tensor.name)) is not None and reason(v)]
+        if refused:  # its scores are of no type that inference knows
+            raise UnsupportedError(f"{refused[0]!r}: {reason(refused[0])}", [gap(refused[0], reason(refused[0]))])
         kinds = ", ".join(f"'{t.name}' {t.dtype}" for t in p.outputs)
         raise ModelError(f"no output is floating-point ({kinds}); name a tensor with --explain-output")
     if len(p.outputs) > 1:

@@ -56,7 +56,7 @@ class Recorder:
         for t, y in zip(results, node.y, strict=False):
             if t is None or y is None or t is y:
                 continue
-            y.dtype, y.shape = y.dtype or t.dtype, merged(y.shape, t.shape)
+            y.dtype, y.shape = y.dtype or t.dtype, merged(t.shape, y.shape)  # what is computed, not what is stated
             if t.constant:
                 y.constant, y.value = True, t.value
             elif t.name in made and t.name not in self.own:
@@ -91,8 +91,12 @@ def run(p: Program) -> bool:
 
 
 def infer(p: Program, view: View) -> None:
-    """Types what shape inference has left without a type, since it knows nothing of the ops before it."""
-    lacking = [y for y in view.y if y is not None and (y.dtype is None or y.shape is None)]
+    """Types what shape inference has left without a type, since it knows nothing of the ops before it.
+
+    Also the model's outputs, whose stated shapes may be wrong: runtimes do not mind.
+    """
+    stated = {t.name for t in p.outputs}
+    lacking = [y for y in view.y if y is not None and (y.dtype is None or y.shape is None or y.name in stated)]
     if not lacking or view.domain or not all(isinstance(v, PLAIN) for v in view.attrs.values()):
         return
     if any(x is not None and x.dtype is None for x in view.x):
@@ -103,4 +107,4 @@ def infer(p: Program, view: View) -> None:
         return
     for y, (dtype, shape) in zip(view.y, found, strict=True):
         if y is not None:
-            y.dtype, y.shape = y.dtype or dtype, merged(y.shape, shape)
+            y.dtype, y.shape = y.dtype or dtype, merged(shape, y.shape)

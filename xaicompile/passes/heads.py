@@ -10,13 +10,19 @@ SPREADS = {"Identity", "Reshape", "Expand", "Unsqueeze", "Squeeze"}  # what may 
 
 
 def logits_of(view: View, producers: Mapping[str, View]) -> Tensor | None:
-    """x of exp(x - m) / sum(exp(x - m)) over the last axis, whatever m; None if the node is not the end of that."""
-    if view.domain or view.op != "Div":
+    """x of a Softmax over the last axis that is written out; None if the node is not the end of that.
+
+    Either exp(x - m) / sum(exp(x - m)), whatever m, or exp(x - log(sum(exp(x)))).
+    """
+    if view.domain or view.op not in ("Div", "Exp"):
         return None
-    above, below = maker(view.x[0], "Exp", producers), view.x[1]
-    while below is not None and (step := producers.get(below.name)) is not None and step.op in SPREADS:
-        below = step.inp(0)
-    total = maker(below, "ReduceSum", producers)
+    if view.op == "Exp":
+        shifted = maker(view.x[0], "Sub", producers)
+        total = None if shifted is None else maker(before(shifted.x[1], producers), "ReduceLogSumExp", producers)
+        same = shifted is not None and total is not None and total.x[0] is shifted.x[0] and over_last(total)
+        return shifted.x[0] if shifted is not None and same else None
+    above = maker(view.x[0], "Exp", producers)
+    total = maker(before(view.x[1], producers), "ReduceSum", producers)
     if above is None or total is None or total.x[0] is not above.y[0] or not over_last(total):
         return None
     shifted = maker(above.x[0], "Sub", producers)
@@ -24,6 +30,13 @@ def logits_of(view: View, producers: Mapping[str, View]) -> Tensor | None:
         return above.x[0]
     m = shifted.inp(1)
     return shifted.x[0] if m.shape is not None and (not m.shape or m.shape[-1] == 1) else None
+
+
+def before(t: Tensor | None, producers: Mapping[str, View]) -> Tensor | None:
+    """The tensor before nodes that spread it."""
+    while t is not None and (step := producers.get(t.name)) is not None and step.op in SPREADS:
+        t = step.inp(0)
+    return t
 
 
 def scaled_to_one(view: View, producers: Mapping[str, View]) -> Tensor | None:
