@@ -18,6 +18,7 @@ from xaicompile.registry import Absorbed, Context, Message, Messages, Relevance,
 
 AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization", "Neg", "Sum"}
 ROUNDING = {"Clip", "QuantizeLinear"}  # an input that is quantised keeps its relevance
+WINNERS = {"MaxPool", "GlobalMaxPool", "ReduceMax"}  # their outputs are some of their inputs, as these are
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def through(
     result: list[Messages] = []
     g = [f.c for f in flows]
     if any(f.r is not None for f in flows):
-        if carries_relevance(view, need):
+        if carries_relevance(view, need, picked.rule):
             moved = carried(Context(b, view, [f.r for f in flows], need, facts))
             result.append([None if m is None else Relevance(m) for m in moved])
         else:
@@ -137,16 +138,22 @@ def through(
     return result
 
 
-def carries_relevance(view: View, need: Sequence[bool]) -> bool:
-    """True for layout ops, casts, rounding and elementwise affine ops with one data input: R passes them as R."""
-    if registry.info(view).layout:
+def carries_relevance(view: View, need: Sequence[bool], rule: Rule) -> bool:
+    """True where R passes as R: layout ops, casts, maxima that one input wins, and with one data input rounding,
+    elementwise affine ops, and activations under the rule that says so."""
+    row = registry.info(view)
+    if row.layout:
         return True
-    return view.domain == "" and view.op in AFFINE | ROUNDING and sum(need) == 1
+    if view.domain or sum(need) != 1:
+        return False
+    if view.op in WINNERS:
+        return rule in [registry.RULES[name] for name in ("default", "gradient", "winner")]
+    return view.op in AFFINE | ROUNDING or (row.derivative is not None and rule is registry.RULES["pass"])
 
 
 def carried(ctx: Context) -> list[Tensor | None]:
-    """R moved through a layout op by its transpose, or kept as it is by an affine op."""
-    if registry.info(ctx.node).layout:
+    """R moved by the transpose of a layout op or a maximum, or kept as it is by another op."""
+    if registry.info(ctx.node).layout or ctx.node.op in WINNERS:
         return [m if isinstance(m, Tensor) else None for m in ctx.vjp()]
     return [ctx.c if n else None for n in ctx.need]
 
