@@ -26,6 +26,8 @@ def compile(
     maps: int | None = None,
     contrast: Contrast | None = None,
     normalise: bool = False,
+    smooth: int | None = None,
+    sigma: float | None = None,
     layers: Sequence[str] = (),
     concepts: Sequence[str] = (),
     top_concepts: int | None = None,
@@ -51,6 +53,8 @@ def compile(
         contrast: Explains the target's output minus that of the runner-up, or minus those of all others, weighted by
             their softmax: the gradient of the log-ratio log p / (1 - p).
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
+        smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
+        sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
         layers: Names of intermediate tensors whose relevance is given out as `relevance_<name>`.
         concepts: Names of intermediate tensors whose channels are concepts (CRP, Achtibat et al. 2023): an input
             `concepts` (or `concepts_<name>` for several), [1 or N, channels], says how much of each passes in the
@@ -85,6 +89,8 @@ def compile(
         maps=maps,
         contrast=contrast,
         normalise=normalise,
+        smooth=smooth,
+        sigma=sigma,
         layers=layers,
         concepts=concepts,
         top_concepts=top_concepts,

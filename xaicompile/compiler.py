@@ -23,6 +23,7 @@ from xaicompile.explained import choose_inputs, choose_output
 from xaicompile.facts import find_constants
 from xaicompile.images import bounds
 from xaicompile.ir.model import ModelLike
+from xaicompile.methods import by_method, smoothed
 from xaicompile.outputs import input_names, named
 from xaicompile.passes import control, expand
 from xaicompile.plugins import load as load_plugins
@@ -93,6 +94,8 @@ def compile_model(
     maps: int | None = None,
     contrast: Contrast | None = None,
     normalise: bool = False,
+    smooth: int | None = None,
+    sigma: float | None = None,
     layers: Sequence[str] = (),
     concepts: Sequence[str] = (),
     top_concepts: int | None = None,
@@ -106,7 +109,9 @@ def compile_model(
     `audit` adds the outputs that `xaicompile.audit` reads: the books of each node (see `xaicompile.books`).
     """
     loaded = load_plugins(plugins)
-    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, parameters)
+    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if smooth else parameters)
+    smoothed(rules, smooth, sigma)
+    rules.set((parameters or {}) if smooth else {})
     known = bounds(preprocess)
     rules.set({key: value for key, value in known.items() if rules.accepted.get(key, value) is None})
     check_output(rules, ledger or audit, normalise, [*layers, *concepts], top_concepts)
@@ -124,7 +129,10 @@ def compile_model(
     known_box = box_of(rules.parameters)
     asked = Question(target, explain_reduce, maps, contrast, normalise)
     wanted = Wanted(layers, concepts, top_concepts, ledger or audit, audit)
-    made = direct(p, rules, end, inputs, known_box, asked, wanted)
+    if rules.method:
+        made = by_method(p, rules, end, inputs, asked, wanted)
+    else:
+        made = direct(p, rules, end, inputs, known_box, asked, wanted)
     final = {name: named(b, t, name) for name, t in made.outputs.items()}
     names = {x: final[y].name for x, y in input_names(inputs).items()}
     metadata = {

@@ -17,14 +17,20 @@ from xaicompile.backward import Picked
 from xaicompile.errors import RuleError
 from xaicompile.facts import Facts
 from xaicompile.ir import View
-from xaicompile.registry import PARAMETERS, RULES, Context, nearest
+from xaicompile.registry import METHOD_PARAMETERS, METHODS, PARAMETERS, RULES, Context, nearest
 from xaicompile.relevance.layer import linear_of
 
-KEYS = {"name", "doc", "cite", "extends", "output", "parameters", "rules"}
+KEYS = {"name", "doc", "cite", "extends", "output", "method", "parameters", "rules"}
 MATCHERS = {"op", "name", "kind", "place", "depth", "rank", "given"}
 PLACES = {"first-linear", "last-linear"}
 KINDS = {"linear", "activation", "layout", "other"}
-WORDS = {"stabiliser": ("absolute", "relative", "clip"), "bias": ("absorb", "ignore")}
+WORDS = {
+    "stabiliser": ("absolute", "relative", "clip"),
+    "bias": ("absorb", "ignore"),
+    "noise": ("relative", "absolute"),
+    "quadrature": ("midpoint", "gauss-legendre", "riemann-right", "riemann-left", "trapezoid"),
+}
+FREE = {"baseline", "root", "background"}  # a word, a number, numbers, or the path of a file
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Composite:
 
     Attributes:
         output: "relevance" (x*c) or "cotangent" (c itself).
+        method: How the rules are applied: "" once, else a method that applies them at many points.
         parameters: Defaults of the set, overridden by what the user sets.
         text: The TOML texts that it was read from, itself first.
     """
@@ -51,6 +58,7 @@ class Composite:
     doc: str = ""
     cite: str = ""
     output: str = "relevance"
+    method: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     text: str = ""
@@ -64,7 +72,7 @@ class Composite:
     def accepted(self) -> dict[str, Any]:
         """Every parameter that the set's rules take, with the value in force (None: not given)."""
         known = {k: v for e in self.entries for k, v in PARAMETERS[e.rule].items() if k not in e.fixed}
-        return {**known, **self.parameters}
+        return {**METHOD_PARAMETERS.get(self.method, {}), **known, **self.parameters}
 
     def set(self, given: Mapping[str, Any]) -> None:
         """Overrides parameters.
@@ -84,6 +92,8 @@ def valid(key: str, value: Any, default: Any, where: str = "") -> Any:
     Raises:
         RuleError: It is not.
     """
+    if key in FREE:
+        return value
     if isinstance(default, str):
         if isinstance(value, str) and value in WORDS.get(key, (value,)):
             return value
@@ -150,6 +160,9 @@ def from_file(path: Path, seen: Sequence[Path]) -> Composite:
     output = data.get("output", base.output)
     if output not in ("relevance", "cotangent"):
         raise RuleError(f"{path.name}: output is 'relevance' or 'cotangent', not '{output}'")
+    method = data.get("method", base.method)
+    if method and method not in METHODS:
+        raise nearest(str(method), METHODS, f"method in {path.name}:")
     rules = data.get("rules", [])
     if not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
         raise RuleError(f"{path.name}: rules is a list of tables, [[rules]]")
@@ -159,6 +172,7 @@ def from_file(path: Path, seen: Sequence[Path]) -> Composite:
         doc=str(data.get("doc", base.doc)),
         cite=str(data.get("cite", base.cite)),
         output=output,
+        method=method,
         parameters=dict(base.parameters),
         entries=entries + base.entries,
         text=text if not base.text else f"{text}\n# extends:\n{base.text}",

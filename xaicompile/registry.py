@@ -177,6 +177,8 @@ _STOPS: dict[tuple[str, str], frozenset[int]] = {}
 RULES: dict[str, Rule] = {}
 RELEVANCE: dict[str, Rule] = {}
 PARAMETERS: dict[str, dict[str, Any]] = {}
+METHODS: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {}
+METHOD_PARAMETERS: dict[str, dict[str, Any]] = {}
 
 
 def register(row: OpInfo) -> None:
@@ -282,6 +284,17 @@ def rule(name: str, **parameters: Any) -> Callable[[Rule], Rule]:
     def add(function: Rule) -> Rule:
         RULES[name] = function
         PARAMETERS[name] = parameters
+        return function
+
+    return add
+
+
+def method(name: str, **parameters: Any) -> Callable[[Callable[[Any], Mapping[str, Tensor]]], Any]:
+    """Registers a way to explain that evaluates a rule set at many points, with its parameters and their defaults."""
+
+    def add(function: Callable[[Any], Mapping[str, Tensor]]) -> Callable[[Any], Mapping[str, Tensor]]:
+        METHODS[name] = function
+        METHOD_PARAMETERS[name] = parameters
         return function
 
     return add

@@ -1,0 +1,228 @@
+"""What a method is given, and the loop over its points.
+
+The loop is a Scan: one pass forward and back in each step, whatever the number of steps, with the results summed up on
+the way. So memory does not grow with the steps, and the nodes stand in the file once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xaicompile.backward import backward
+from xaicompile.composite import Composite
+from xaicompile.errors import RuleError
+from xaicompile.explained import End, Explained, Given
+from xaicompile.facts import Facts
+from xaicompile.images import read_arrays
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir.steps import StepBuilder, replayed
+from xaicompile.outputs import result_of
+from xaicompile.passes import control
+from xaicompile.ruled import Ruled, ruled
+
+
+@dataclass
+class Job:
+    """One explanation by a method.
+
+    Attributes:
+        starts: The tensors whose relevance is asked for.
+        seed: What is explained.
+        ruled: The rules of the steps, once they are chosen.
+    """
+
+    p: Program
+    rules: Composite
+    end: End
+    inputs: Sequence[Given]
+    seed: Explained
+    notes: list[str] = field(default_factory=list)
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    ruled: Ruled | None = None
+
+    @property
+    def starts(self) -> list[Tensor]:
+        """Where the explanation ends."""
+        return [t for given in self.inputs for t in given.starts]
+
+    def parameter(self, key: str) -> Any:
+        """A parameter of the method."""
+        return self.rules.accepted[key]
+
+    def count(self, key: str) -> int:
+        """A parameter that is a whole number of at least 1.
+
+        Raises:
+            RuleError: It is not.
+        """
+        value = self.parameter(key)
+        if value != int(value) or value < 1:
+            raise RuleError(f"parameter '{key}' is {value}; it must be a whole number of at least 1")
+        return int(value)
+
+    def rng(self) -> np.random.Generator:
+        """Random numbers, the same for the same seed on every machine."""
+        return np.random.default_rng(int(self.parameter("seed")))
+
+    def sample_shape(self, t: Tensor) -> tuple[int, ...]:
+        """The shape of one sample, for numbers that are drawn beforehand.
+
+        Raises:
+            RuleError: It is not known.
+        """
+        dims = (t.shape or ())[1:] if self.seed.batched else t.shape or ()
+        known = tuple(d for d in dims if isinstance(d, int))
+        if t.shape is None or len(known) != len(dims):
+            raise RuleError(f"rule '{self.rules.name}' draws numbers for each value of {t!r}, its sizes must be known")
+        return known
+
+    def given(self, key: str, t: Tensor) -> Tensor:
+        """A baseline or a root: zero, each sample's own mean (per channel), a number, a file, or an input `<key>`.
+
+        Raises:
+            RuleError: The file's array does not fit.
+        """
+        b, value = self.p.builder, self.parameter(key)
+        if value == "zero":
+            return b.const(np.zeros((), t.dtype))
+        if value == "mean":
+            rank = t.rank or 2
+            return b.mean_axes(t, list(range(2, rank)) if rank > 2 else [rank - 1])
+        if value == "input":
+            name = b.unique(key)
+            self.extra[name] = np.zeros([1] * (t.rank or 0), t.dtype)
+            return b.outside(name, np.dtype(t.dtype), (None,) * (t.rank or 0))
+        return b.const(array_of(key, value, t))
+
+    def zeros(self, t: Tensor) -> Tensor:
+        """Zeros of a start's shape, to sum up in."""
+        return self.p.builder.zeros_like(t)
+
+
+def array_of(key: str, value: Any, t: Tensor) -> np.ndarray:
+    """Numbers, or those of a file, that broadcast over a tensor."""
+    if isinstance(value, str | os.PathLike):
+        if not Path(value).is_file():
+            raise RuleError(f"parameter '{key}' is zero, mean, input, a number or a .npy or .npz file, not {value!r}")
+        read = read_arrays(value)
+        numbers = read if isinstance(read, np.ndarray) else read.get(t.name, next(iter(read.values())))
+    else:
+        numbers = np.asarray(value)
+    if numbers.ndim > (t.rank or numbers.ndim) or not np.issubdtype(numbers.dtype, np.number):
+        raise RuleError(f"parameter '{key}': numbers of shape {list(numbers.shape)} don't fit {t!r}")
+    for size, d in zip(numbers.shape[::-1], (t.shape or ())[::-1], strict=False):
+        if isinstance(d, int) and size not in (1, d):
+            raise RuleError(f"parameter '{key}': numbers of shape {list(numbers.shape)} don't fit {t!r}")
+    return numbers.astype(t.dtype or np.float32)
+
+
+Result = Mapping[str, Tensor]
+Points = Callable[[StepBuilder, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+Summed = Callable[[StepBuilder, "Step"], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation.
+
+    Attributes:
+        args: What this step was given.
+        clean: The starts as they are.
+        at: Where the graph is evaluated.
+        end: The explained tensor there.
+        found: The rule set's result for each start there; empty if none was asked for.
+    """
+
+    args: Sequence[Tensor]
+    clean: Sequence[Tensor]
+    at: Sequence[Tensor]
+    end: Tensor
+    found: Sequence[Tensor]
+
+
+def over_steps(
+    job: Job,
+    scanned: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    points: Points,
+    summed: Summed,
+    kind: str | None = "cotangent",
+) -> tuple[Tensor, ...]:
+    """Evaluates the graph at many points.
+
+    Args:
+        job: What is explained.
+        scanned: Along axis 0 what each step is given.
+        sums: Where the sums start.
+        points: The starts' values in a step.
+        summed: What a step adds to each sum.
+        kind: "cotangent" or "relevance", for what the rule set finds in each step; None: the graph runs forward only.
+
+    Returns:
+        The sums after the last step.
+    """
+    p, starts = job.p, job.starts
+    b = StepBuilder(p.builder)
+    sub = Program(p.source, p.opset, ())
+    sub.builder, sub.domains = b, p.domains
+    with b.scope("step"):
+        before = [b.input("sum", t.dtype, t.shape) for t in sums]
+        args = [b.input("arg", t.dtype, (t.shape or (None,))[1:]) for t in scanned]
+        clean = [b.adopt(t) for t in starts]
+        at = [b.op("Identity", x, shape=t.shape) for x, t in zip(points(b, args, clean), clean, strict=True)]
+        known = {t.name: x for t, x in zip(starts, at, strict=True)}
+        sub.views = replayed(b, between(p, starts, job.end.tensor), known)
+        end = known[job.end.tensor.name]
+        sub.tensors = {t.name: t for t in at}
+        sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
+        sub.outputs = [end]
+        found: list[Tensor] = []
+        if kind is not None:
+            found = explained_in(job, sub, at, end, kind)
+        more = summed(b, Step(args, clean, at, end, found))
+        ends = b.ends([s + m for s, m in zip(before, more, strict=True)])
+    body = b.graph("steps", [*before, *args], ends)
+    types = [(t.dtype, t.shape) for t in sums]
+    return p.builder.typed("Scan", [*sums, *scanned], types, body=body, num_scan_inputs=len(scanned))
+
+
+def explained_in(job: Job, sub: Program, at: Sequence[Tensor], end: Tensor, kind: str) -> list[Tensor]:
+    """The rule set's result for each start, in the body."""
+    names = [t.name for t in at]
+    control.prepare(sub, {end.name})
+    sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
+    facts = Facts(sub, names)
+    job.ruled = ruled(sub, facts, job.rules, end)
+    cotangent = sub.builder.adopt(job.seed.cotangent)  # type: ignore[attr-defined]
+    flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick)
+    return [result_of(sub, kind, t, flows[t.name]) for t in at]
+
+
+def between(p: Program, starts: Sequence[Tensor], end: Tensor) -> list[View]:
+    """The views that the end needs and that depend on the starts, in graph order."""
+    reached, found = {t.name for t in starts}, []
+    for view in p.views:
+        makes = {y.name for y in view.y if y is not None and y.value is None}
+        if makes - reached and any(t is not None and t.name in reached for t in (*view.x, *view.captures)):
+            found.append(view)
+            reached |= makes
+    wanted, needed = {end.name}, []
+    for view in reversed(found):
+        if any(y is not None and y.name in wanted for y in view.y):
+            needed.append(view)
+            wanted.update(t.name for t in (*view.x, *view.captures) if t is not None)
+    return needed[::-1]
+
+
+def score(b: StepBuilder, job: Job, end: Tensor) -> Tensor:
+    """The explained scalar of each sample in a step, [N] (or [1])."""
+    weighted = end * b.adopt(job.seed.cotangent)
+    if job.seed.batched:
+        return b.sum_axes(weighted, list(range(1, end.rank or 2)))
+    return b.Reshape(b.op("ReduceSum", weighted, keepdims=0), [1])

@@ -1,0 +1,82 @@
+"""Methods that average a rule set over noisy inputs (spec 8.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from xaicompile.errors import RuleError
+from xaicompile.ir import Tensor
+from xaicompile.ir.steps import StepBuilder
+from xaicompile.methods.job import Job, Result, Step, over_steps
+from xaicompile.registry import method
+
+NOISE = {"samples": 25, "sigma": 0.1, "seed": 0, "noise": "relative"}
+
+
+def drawn(job: Job, samples: int) -> list[Tensor]:
+    """Standard normal numbers for each start, [samples, *one sample], the same for all samples of a batch."""
+    rng = job.rng()
+    return [
+        job.p.builder.const(rng.standard_normal((samples, *job.sample_shape(s))).astype(s.dtype)) for s in job.starts
+    ]
+
+
+def width(job: Job, t: Tensor) -> Tensor:
+    """The standard deviation of the noise: sigma, in units of the range of each sample where noise is relative."""
+    b, sigma = job.p.builder, float(job.parameter("sigma"))
+    if job.parameter("noise") == "absolute":
+        return b.const(np.asarray(sigma, t.dtype))
+    axes = list(range(1 if job.seed.batched else 0, t.rank or 1))
+    ends = [b.op(f"Reduce{end}", t, axes, keepdims=1) for end in ("Max", "Min")]
+    return (ends[0] - ends[1]) * sigma
+
+
+def noisy(
+    b: StepBuilder, clean: Sequence[Tensor], noise: Sequence[Tensor], wide: Sequence[Tensor], index: Tensor
+) -> list[Tensor]:
+    """The starts with noise number `index` on them."""
+    picked = [b.Gather(b.adopt(n), index, axis=0) for n in noise]
+    return [x + n * b.adopt(w) for x, n, w in zip(clean, picked, wide, strict=True)]
+
+
+def averaged(job: Job, powers: Sequence[int]) -> list[list[Tensor]]:
+    """For each power the mean over noisy inputs of the rule set's result to that power, for each start."""
+    samples, starts, outer = job.count("samples"), job.starts, job.p.builder
+    if job.parameter("sigma") < 0:
+        raise RuleError(f"parameter 'sigma' is {job.parameter('sigma')}; it must not be negative")
+    noise, wide = drawn(job, samples), [width(job, s) for s in starts]
+
+    def points(b: StepBuilder, args: Sequence[Tensor], clean: Sequence[Tensor]) -> list[Tensor]:
+        return noisy(b, clean, noise, wide, args[0])
+
+    def summed(b: StepBuilder, step: Step) -> list[Tensor]:
+        return [(r if power == 1 else r * r) * (1 / samples) for power in powers for r in step.found]
+
+    sums = [job.zeros(s) for _ in powers for s in starts]
+    index = outer.const(np.arange(samples, dtype=np.int64))
+    means = over_steps(job, [index], sums, points, summed, kind=job.rules.output)
+    return [list(means[i * len(starts) : (i + 1) * len(starts)]) for i in range(len(powers))]
+
+
+@method("smoothgrad", **NOISE)
+def smoothgrad(job: Job) -> Result:
+    """The mean over noisy inputs (Smilkov et al. 2017)."""
+    (mean,) = averaged(job, [1])
+    return {s.name: m for s, m in zip(job.starts, mean, strict=True)}
+
+
+@method("gradient-squared", **NOISE)
+def gradient_squared(job: Job) -> Result:
+    """The mean square over noisy inputs (Hooker et al. 2019)."""
+    (square,) = averaged(job, [2])
+    return {s.name: m for s, m in zip(job.starts, square, strict=True)}
+
+
+@method("vargrad", **NOISE)
+def vargrad(job: Job) -> Result:
+    """The variance over noisy inputs (Adebayo et al. 2018)."""
+    mean, square = averaged(job, [1, 2])
+    b = job.p.builder
+    return {s.name: b.Relu(q - m * m) for s, m, q in zip(job.starts, mean, square, strict=True)}

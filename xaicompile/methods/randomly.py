@@ -1,0 +1,17 @@
+"""The random explanation, against which others are held (spec 8.4)."""
+
+from __future__ import annotations
+
+from xaicompile.methods.job import Job, Result
+from xaicompile.registry import method
+
+
+@method("random", seed=0)
+def random(job: Job) -> Result:
+    """Standard normal numbers, one a position: the same for all channels of an image and all samples of a batch."""
+    b, rng, found = job.p.builder, job.rng(), {}
+    for s in job.starts:
+        shape = job.sample_shape(s)
+        shape = (1, *shape[1:]) if len(shape) > 2 else shape
+        found[s.name] = b.expand_like(b.const(rng.standard_normal((1, *shape)).astype(s.dtype)), s)
+    return found
