@@ -144,8 +144,11 @@ def fold(view: View) -> None:
     y = view.y[0] if view.y else None
     if y is None or y.value is not None or view.domain or view.captures:
         return
-    if view.op == "Shape" and view.inp(0).static is not None:
-        y.value = np.asarray(view.inp(0).static[view.attr("start", 0) : view.attrs.get("end")], np.int64)  # type: ignore[index]
+    if view.op == "Shape":
+        shape = view.inp(0).shape
+        dims = (None,) if shape is None else shape[view.attr("start", 0) : view.attrs.get("end")]
+        if all(isinstance(d, int) for d in dims):
+            y.value = np.asarray(dims, np.int64)
     elif view.op == "Size" and view.inp(0).static is not None:
         y.value = np.asarray(math.prod(view.inp(0).static or ()), np.int64)
     elif view.op == "Constant":
