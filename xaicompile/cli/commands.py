@@ -93,9 +93,10 @@ def rules_command(as_json: bool) -> None:
     if as_json:
         show_json([{"name": r.name, "doc": r.doc, "cite": r.cite, "parameters": r.accepted} for r in found])
         return
+    width = max(len(rules.name) for rules in found) + 2
     for rules in found:
         settings = ", ".join(f"{key}={value}" for key, value in rules.parameters.items())
-        click.echo(f"{rules.name:<26}{rules.doc}{f'  ({settings})' if settings else ''}")
+        click.echo(f"{rules.name:<{width}}{rules.doc}{f'  ({settings})' if settings else ''}")
 
 
 @cli.command("ops")
