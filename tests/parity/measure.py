@@ -16,30 +16,34 @@ import torch
 
 import xaicompile
 
-from . import references, zoo
+from . import captum_lrp, lite, references, zoo
 from .replay import replay
 
 Array = np.ndarray[Any, Any]
 LRP_RULES = ("lrp-0", "lrp-epsilon", "lrp-gamma")
+COMPOSITES = tuple(name for name in references.COMPOSITES if not name.startswith("zennit-"))  # zennit's named ones
+COMPOSITE_MODELS = ("resnet18", "resnet50", "alexnet", "vgg11", "vgg11_bn", "vgg16", lite.NAME)
 ZENNIT_MODELS = ("vgg16", "vgg11_bn", "resnet18", "resnet50")
-ZENNIT_RULES = ("zennit-epsilon", "zennit-gamma", "zennit-gamma-box", "zennit-gamma-flat", "zennit-epsilon-w-square")
+ZENNIT_RULES = ("zennit-epsilon", "zennit-gamma", "zennit-epsilon-w-square")  # rules that no named composite has
 
 FLOAT64 = 1e-9  # both sides in float64
 FLOAT32 = 1e-5  # float32 in ONNX Runtime, no kink flipped
 FLIPPED = 3e-2  # float32, where ReLUs or winners of max-pooling flip
 ZENNIT = 1e-4  # against zennit, whose stabilisers are not all ours
+CAPTUM = 1e-5  # against captum, whose stabiliser of 1e-9 is in pools, sums and batch norms too
 CLOSURE = 1e-4  # of a float32 ledger
 CLOSURE64 = 1e-9
 
 _COMPOSITES = Path(__file__).parent / "composites"
 
 
-def rule_options(rule: str) -> dict[str, Any]:
+def rule_options(rule: str, name: str = "") -> dict[str, Any]:
     """Arguments of `xaicompile.compile` for a rule set: a built-in name, or a file of this folder."""
     file = _COMPOSITES / f"{rule}.toml"
     options: dict[str, Any] = {"rule": file if file.exists() else rule}
-    if rule in ("z-box", "zennit-gamma-box"):
-        options["parameters"] = {"low": zoo.LOW.flatten().tolist(), "high": zoo.HIGH.flatten().tolist()}
+    if rule in ("z-box", "epsilon-gamma-box"):
+        low, high = (bound.tolist() if bound.dim() == 0 else bound.flatten().tolist() for bound in zoo.box(name))
+        options["parameters"] = {"low": low, "high": high}
     return options
 
 
@@ -52,7 +56,7 @@ def source(name: str, exporter: str, dtype: torch.dtype) -> onnx.ModelProto:
 @lru_cache(maxsize=1)
 def emitted(name: str, exporter: str, dtype: torch.dtype, rule: str, ledger: bool = False) -> onnx.ModelProto:
     """The compiled model."""
-    return xaicompile.compile(source(name, exporter, dtype), ledger=ledger, **rule_options(rule))
+    return xaicompile.compile(source(name, exporter, dtype), ledger=ledger, **rule_options(rule, name))
 
 
 def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -179,6 +183,29 @@ def zennit_bound(name: str, batch: int, rule: str) -> float:
     own = references.error(
         references.zennit_map(name, batch, rule, dtype=torch.float32), references.zennit_map(name, batch, rule)
     )
+    return min(max(ZENNIT, 10 * own), FLIPPED)
+
+
+def exact_bound(rule: str) -> float:
+    """Allowed float64 error against zennit: rounding, but for the gamma rule, which has a stabiliser there alone."""
+    return ZENNIT if "gamma" in rule else FLOAT64
+
+
+def captum_case(
+    case: captum_lrp.Case, dtype: torch.dtype = torch.float64, feed: Mapping[str, torch.Tensor] | None = None
+) -> Array:
+    """Our map for a comparison with captum: float64 replayed, or float32 in ONNX Runtime."""
+    model = xaicompile.compile(captum_lrp.source(case, dtype), **captum_lrp.options(case))
+    feed = feed or captum_lrp.inputs(case)
+    if dtype == torch.float64:
+        with torch.no_grad():
+            return replay(model, feed)["relevance"].numpy()
+    return run_ort(session(model), {k: v.numpy() for k, v in feed.items()})["relevance"].astype(np.float64)
+
+
+def captum_bound(case: captum_lrp.Case) -> float:
+    """Allowed float32 error against captum: 1e-4, or ten times what captum itself makes of float32."""
+    own = references.error(captum_lrp.captum(case, torch.float32), captum_lrp.captum(case))
     return min(max(ZENNIT, 10 * own), FLIPPED)
 
 

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,23 +20,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from zennit import composites as zc
 from zennit import rules as zr
 from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer, SequentialMergeBatchNorm
-from zennit.composites import (
-    DeconvNet,
-    EpsilonGammaBox,
-    EpsilonPlusFlat,
-    GuidedBackprop,
-    LayerMapComposite,
-    SpecialFirstLayerMapComposite,
-)
+from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
 from zennit.core import Composite
 from zennit.layer import Sum
-from zennit.torchvision import ResNetCanonizer
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 from . import zoo
+from .canonizers import canonizers, relu_per_call
 
 Array = np.ndarray[Any, Any]
 EPSILON = 1e-6
@@ -104,9 +99,18 @@ def _array(value: Tensor) -> Array:
 # zennit
 
 
-def canonizers(name: str) -> list[Canonizer]:
-    """What zennit needs to see batch norms and residual additions of the model."""
-    return [ResNetCanonizer()] if name.startswith("resnet") else [SequentialMergeBatchNorm()]
+@dataclass(frozen=True)
+class Setting:
+    """What a composite is made from beside its rules.
+
+    Attributes:
+        norm: Stabiliser of sums and average pools; zennit's default is 1e-6.
+    """
+
+    canonizers: list[Canonizer]
+    norm: float
+    low: Tensor
+    high: Tensor
 
 
 def _layer_map(conv: zr.Hook, linear: zr.Hook, norm: float) -> list[tuple[Any, zr.Hook]]:
@@ -120,33 +124,44 @@ def _layer_map(conv: zr.Hook, linear: zr.Hook, norm: float) -> list[tuple[Any, z
     ]
 
 
-def _rules(
-    conv: zr.Hook, linear: zr.Hook, first: zr.Hook | None = None
-) -> Callable[[list[Canonizer], float], Composite]:
+def _rules(conv: zr.Hook, linear: zr.Hook, first: zr.Hook | None = None) -> Callable[[Setting], Composite]:
     """A composite from the rules for convolutions, fully connected layers and the first layer."""
     if first is None:
-        return lambda c, norm: LayerMapComposite(_layer_map(conv, linear, norm), canonizers=c)
-    return lambda c, norm: SpecialFirstLayerMapComposite(
-        _layer_map(conv, linear, norm), first_map=[(Linear, first)], canonizers=c
+        return lambda s: LayerMapComposite(_layer_map(conv, linear, s.norm), canonizers=s.canonizers)
+    return lambda s: SpecialFirstLayerMapComposite(
+        _layer_map(conv, linear, s.norm), first_map=[(Linear, first)], canonizers=s.canonizers
     )
 
 
-# from the canonizers and the stabiliser of sums and average pools
-COMPOSITES: dict[str, Callable[[list[Canonizer], float], Composite]] = {
-    "guided-backprop": lambda c, norm: GuidedBackprop(canonizers=c),
-    "deconvnet": lambda c, norm: DeconvNet(canonizers=c),
+def _named(composite: Callable[..., Composite], box: bool = False) -> Callable[[Setting], Composite]:
+    """One of zennit's own composites, with its defaults but for the stabiliser of sums and average pools."""
+
+    def make(s: Setting) -> Composite:
+        bounds = {"low": s.low, "high": s.high} if box else {}
+        if s.norm == EPSILON:
+            return composite(canonizers=s.canonizers, **bounds)
+        norms = [(Sum, zr.Norm(s.norm)), (AvgPool, zr.Norm(s.norm))]
+        return composite(canonizers=s.canonizers, layer_map=norms, **bounds)
+
+    return make
+
+
+COMPOSITES: dict[str, Callable[[Setting], Composite]] = {
+    "epsilon-gamma-box": _named(zc.EpsilonGammaBox, box=True),
+    "epsilon-plus": _named(zc.EpsilonPlus),
+    "epsilon-plus-flat": _named(zc.EpsilonPlusFlat),
+    "epsilon-alpha2-beta1": _named(zc.EpsilonAlpha2Beta1),
+    "epsilon-alpha2-beta1-flat": _named(zc.EpsilonAlpha2Beta1Flat),
+    "excitation-backprop": _named(zc.ExcitationBackprop),
+    "guided-backprop": _named(zc.GuidedBackprop),
+    "deconvnet": _named(zc.DeconvNet),
+    "beta-smooth": _named(zc.BetaSmooth),
     "zennit-epsilon": _rules(zr.Epsilon(EPSILON), zr.Epsilon(EPSILON)),
     "zennit-gamma": _rules(zr.Gamma(0.25), zr.Epsilon(EPSILON)),
-    "zennit-gamma-box": lambda c, norm: EpsilonGammaBox(
-        low=zoo.LOW,
-        high=zoo.HIGH,
-        canonizers=c,
-        layer_map=[(Sum, zr.Norm(norm)), (AvgPool, zr.Norm(norm))],
-    ),
     "zennit-gamma-flat": _rules(zr.Gamma(0.25), zr.Epsilon(EPSILON), zr.Flat()),
     "zennit-epsilon-w-square": _rules(zr.Epsilon(0.25), zr.Epsilon(0.25), zr.WSquare()),
-    "epsilon-plus-flat": lambda c, norm: EpsilonPlusFlat(canonizers=c),
 }
+GRADIENT_LIKE = ("guided-backprop", "deconvnet", "beta-smooth")  # their seed is 1, and not the logit
 
 
 @lru_cache(maxsize=64)
@@ -158,16 +173,19 @@ def zennit_map(
     Args:
         name: Model of the zoo.
         batch: Samples.
-        composite: A key of COMPOSITES; for the two gradient-like ones the seed is 1, else the target's logit.
+        composite: A key of COMPOSITES; for the gradient-like ones the seed is 1, else the target's logit.
         norm: Stabiliser of sums and average pools; zennit's default is 1e-6.
         dtype: Precision of the model.
     """
+    network = copy.deepcopy(model(name, dtype))
+    if composite == "beta-smooth":
+        network = relu_per_call(network)
     return attribute(
-        copy.deepcopy(model(name, dtype)),
-        COMPOSITES[composite](canonizers(name), norm),
+        network,
+        COMPOSITES[composite](Setting(canonizers(name, network), norm, *zoo.box(name))),
         zoo.sample(name, batch).to(dtype),
         targets(name, batch),
-        unit_seed=composite in ("guided-backprop", "deconvnet"),
+        unit_seed=composite in GRADIENT_LIKE,
     )
 
 
@@ -191,7 +209,8 @@ def workaround_map(path: Path, x: Tensor, target: Tensor, composite: str) -> Arr
         from onnx2torch import convert
 
         network = convert(str(path)).eval().double()
-    return attribute(network, COMPOSITES[composite]([SequentialMergeBatchNorm()], EPSILON), x.double(), target)
+    setting = Setting([SequentialMergeBatchNorm()], EPSILON, zoo.LOW, zoo.HIGH)
+    return attribute(network, COMPOSITES[composite](setting), x.double(), target)
 
 
 @contextmanager

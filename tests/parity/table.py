@@ -1,29 +1,30 @@
-"""Prints the parity table as Markdown and writes it to TABLE.md beside this file.
+"""Writes the parity table, TABLE.md beside this file.
 
-    python -m tests.parity.table [--resume] [MODEL ...]
+    python -m tests.parity.table [--resume] [gradients | books | zennit | captum | headline | quirks ...]
 
-All models take half an hour on two cores, 12 GB of memory for the vggs and 6 GB for the exported files
-(XAICOMPILE_ZOO names the folder). Rows are kept there as they come; --resume goes on from them.
+Named sections are measured anew, the others stay as they are. All take an hour on two cores, 12 GB of memory for the
+vggs and 8 GB for the exported files (XAICOMPILE_ZOO names the folder). Rows are kept there as they come; --resume goes
+on from them.
 """
 
 from __future__ import annotations
 
-import gc
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import golden, kinks, measure, references, zoo
+from . import kinks, measure, references, table_lrp, zoo
 from .selection import BIG
+from .table_lrp import markdown, show
 
 FILE = Path(__file__).parent / "TABLE.md"
 ROWS = zoo.cache_dir() / "table.json"
 BATCH = 3
-PRECISIONS = ("f64", "f32", "zennit f32")
 INTRODUCTION = f"""# Parity with torch, zennit and captum
 
 Written by `python -m tests.parity.table`. Sixteen torchvision classifiers with random weights and random batch-norm
@@ -50,47 +51,23 @@ abs(sum(R) + ledger - explained) over max(abs(explained), abs(ledger), largest l
 bounds: f64 {measure.CLOSURE64:.0e}, f32 {measure.CLOSURE:.0e}. Last: the elementwise difference of LRP-0 and
 gradient x input, bound 1e-5, where the model is piecewise linear.
 """
-ZENNIT = f"""## Zennit 1.0.0
-
-Composites of tests/parity/composites against zennit in float64 with its canonizers. "zennit f32" is what zennit makes
-of float32 itself. Bounds: f64 {measure.ZENNIT:.0e}, f32 {measure.ZENNIT:.0e} or ten times zennit's own float32 error.
-(Gamma: zennit has a stabiliser of 1e-6 in this rule.)
-"""
-HEADLINE = """## resnet18 from its ONNX file
-
-The legacy exporter's file, compiled, against native zennit with its canonizers; beside it the usual way round, the
-same file read back with onnx2torch and explained with zennit, whose rules do not see the additions.
-It raises no error. (The dynamo exporter's file onnx2torch does not read.)
-"""
-
 Row = Sequence[str]
 
 
-def show(value: float, bound: float) -> str:
-    """A number, in bold if it is above its bound."""
-    text = f"{value:.0e}"
-    return text if value <= bound else f"**{text}**"
-
-
-def each(names: Iterable[str], report: Callable[[str, str], Row], earlier: dict[str, Row]) -> list[Row]:
+def each(report: Callable[[str, str], Row], resume: bool) -> list[Row]:
     """One row per model and exporter, the small models first, kept in a file as they come."""
-    for name in sorted(names, key=lambda n: n in BIG):
+    earlier: dict[str, Row] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    if not resume:
+        earlier = {key: row for key, row in earlier.items() if key.split()[0] != report.__name__}
+    for name in sorted(zoo.ZOO, key=lambda n: n in BIG):
         for exporter in zoo.EXPORTERS:
             key = f"{report.__name__} {name} {exporter}"
             if key not in earlier:
                 earlier[key] = [name, exporter, *report(name, exporter)]
                 print(" | ".join(earlier[key]), file=sys.stderr, flush=True)
                 ROWS.write_text(json.dumps(earlier), encoding="utf-8")
-                for cached in (measure.emitted_session, measure.source_session, measure.emitted, measure.source):
-                    cached.cache_clear()
-                gc.collect()
-    return [earlier[f"{report.__name__} {name} {exporter}"] for name in names for exporter in zoo.EXPORTERS]
-
-
-def markdown(header: Row, rows: Iterable[Row]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+                table_lrp.forget()
+    return [earlier[f"{report.__name__} {name} {exporter}"] for name in zoo.ZOO for exporter in zoo.EXPORTERS]
 
 
 def gradients(name: str, exporter: str) -> Row:
@@ -141,66 +118,55 @@ def books(name: str, exporter: str) -> Row:
     return [*cells, show(references.error(left, right), 1e-5)]
 
 
-def against_zennit(name: str, exporter: str) -> Row:
-    """Errors of the LRP rule sets against zennit with its canonizers, in float64 and float32."""
-    cells = []
-    for rule in measure.ZENNIT_RULES:
-        exact = references.zennit_map(name, BATCH, rule)
-        double, single = measure.explain64(name, exporter, BATCH, rule), measure.explain32(name, exporter, BATCH, rule)
-        cells.append(show(references.error(double.relevance, exact), measure.ZENNIT))
-        cells.append(show(references.error(single.relevance, exact), measure.zennit_bound(name, BATCH, rule)))
-        cells.append(f"{references.error(references.zennit_map(name, BATCH, rule, dtype=torch.float32), exact):.0e}")
-    return cells
+def gradient_section(resume: bool) -> str:
+    """The section on gradient-like rules."""
+    gradient = ["gradient f64", "torch f32", "gradient f32", "flips", "f32, same side", "bound"]
+    others = ["guided f64", "guided f32", "deconvnet f64", "deconvnet f32", "prediction"]
+    return f"{GRADIENTS}\n{markdown(['model', 'exporter', *gradient, *others], each(gradients, resume))}"
 
 
-def headline() -> str:
-    """Native zennit, ours and the usual way round on the same ONNX file."""
-    saved = np.load(golden.FILE)
-    rows = []
-    for rule in golden.RULES:
-        native = saved[rule].astype(np.float64)
-        sums = " / ".join(f"{v:.2f}" for v in native.sum((1, 2, 3)))
-        around = " / ".join(f"{v:.0f}" for v in saved[f"{rule}-workaround-sum"])
-        ours = "-"
-        if rule in measure.ZENNIT_RULES:
-            found = measure.explain32(golden.NAME, "legacy", golden.BATCH, rule)
-            ours = show(references.error(found.relevance, native), measure.ZENNIT)
-        rows.append([rule, sums, ours, around, f"{float(saved[f'{rule}-workaround-error']):.0f}"])
-    return markdown(
-        ["rule set", "sum R, native zennit", "our error", "sum R, onnx2torch + zennit", "its error (of max\\|R\\|)"],
-        rows,
-    )
+def book_section(resume: bool) -> str:
+    """The section on ledgers."""
+    closures = [f"{rule} {what}" for rule in measure.LRP_RULES for what in ("f64", "f32", "prediction")]
+    header = ["model", "exporter", *closures, "lrp-0 = gradient-x-input"]
+    return f"{BOOKS}\n{markdown(header, each(books, resume))}"
+
+
+SECTIONS: dict[str, Callable[[bool], str]] = {
+    "gradients": gradient_section,
+    "books": book_section,
+    "zennit": lambda resume: table_lrp.zennit(table_lrp.load("zennit", resume)),
+    "captum": lambda resume: table_lrp.captum(table_lrp.load("captum", resume)),
+    "headline": lambda resume: table_lrp.headline(table_lrp.load("headline", resume)),
+    "quirks": lambda resume: table_lrp.QUIRKS,
+}
+TITLES = {
+    "gradients": GRADIENTS,
+    "books": BOOKS,
+    "zennit": table_lrp.ZENNIT,
+    "captum": table_lrp.CAPTUM,
+    "headline": table_lrp.HEADLINE,
+    "quirks": table_lrp.QUIRKS,
+}
+
+
+def written() -> dict[str, str]:
+    """The sections that the file has."""
+    parts = re.split(r"^(?=## )", FILE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:] if FILE.exists() else []
+    by_title = {part.splitlines()[0]: part.rstrip() + "\n" for part in parts}
+    titles = {name: text.splitlines()[0] for name, text in TITLES.items()}
+    return {name: by_title[title] for name, title in titles.items() if title in by_title}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures the named models, by default all, and writes the table if it is whole."""
-    names = [a for a in arguments if a != "--resume"]
-    rows: dict[str, Row] = json.loads(ROWS.read_text()) if "--resume" in arguments and ROWS.exists() else {}
+    """Measures the named sections, by default all, and writes the table with the others as they are."""
+    chosen = [a for a in arguments if a != "--resume"] or list(SECTIONS)
+    if unknown := set(chosen) - set(SECTIONS):
+        raise SystemExit(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     torch.set_num_threads(1)
-    chosen = names or list(zoo.ZOO)
-    gradient = ["gradient f64", "torch f32", "gradient f32", "flips", "f32, same side", "bound"]
-    others = ["guided f64", "guided f32", "deconvnet f64", "deconvnet f32", "prediction"]
-    closures = [f"{rule} {what}" for rule in measure.LRP_RULES for what in ("f64", "f32", "prediction")]
-    zennit = [f"{rule.removeprefix('zennit-')} {what}" for rule in measure.ZENNIT_RULES for what in PRECISIONS]
-    compared = [n for n in measure.ZENNIT_MODELS if n in chosen]
-    text = "\n".join(
-        [
-            INTRODUCTION,
-            GRADIENTS,
-            markdown(["model", "exporter", *gradient, *others], each(chosen, gradients, rows)),
-            BOOKS,
-            markdown(["model", "exporter", *closures, "lrp-0 = gradient-x-input"], each(chosen, books, rows)),
-            ZENNIT,
-            markdown(
-                ["model", "exporter", *zennit],
-                each(compared, against_zennit, rows),
-            ),
-            HEADLINE,
-            headline(),
-        ]
-    )
-    print(text)
-    if not names:
+    for name in chosen:
+        sections = {**written(), name: SECTIONS[name]("--resume" in arguments).rstrip() + "\n"}
+        text = "\n".join([INTRODUCTION, *(sections[n] for n in SECTIONS if n in sections)])
         FILE.write_text(text, encoding="utf-8")
 
 

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import onnx
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+
+from . import lite
 
 EXPORTERS = ("legacy", "dynamo")
 MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
@@ -54,6 +57,22 @@ ZOO: dict[str, Entry] = {
     "regnet_y_400mf": Entry(piecewise_linear=False),
     "convnext_tiny": Entry(piecewise_linear=False, relu_modules=False),
 }
+COMPARED: dict[str, Entry] = {"vgg11": Entry(size=224)}  # with zennit and captum alone
+
+
+def entry(name: str) -> Entry:
+    """What is known of an architecture."""
+    return ZOO.get(name) or COMPARED[name]
+
+
+def exporters(name: str) -> tuple[str, ...]:
+    """What wrote the model's files: PyTorch's exporters, or the demo's script."""
+    return ("demo",) if name == lite.NAME else EXPORTERS
+
+
+def box(name: str) -> tuple[Tensor, Tensor]:
+    """The bounds of the model's input, channel by channel."""
+    return (torch.tensor(lite.LOW), torch.tensor(lite.HIGH)) if name == lite.NAME else (LOW, HIGH)
 
 
 def cache_dir() -> Path:
@@ -119,27 +138,31 @@ def pixels_to_input(pixels: Tensor) -> Tensor:
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The architecture with the zoo's random parameters, in evaluation mode.
+    """The architecture in evaluation mode, with random parameters or, of the demo's classifier, the real ones.
 
     The parameters are drawn in float32 and then cast, so that both precisions hold the same numbers.
     """
     extra: dict[str, bool] = {}
     if name in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": False}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **extra).eval()
+    real = name == lite.NAME
+    model: nn.Module = lite.build() if real else torchvision.models.get_model(name, weights=None, **extra).eval()
     for module in model.modules():
         if hasattr(module, "inplace"):  # hooks and in-place activations do not go together
             setattr(module, "inplace", False)  # noqa: B010
-    randomise(model, ZOO[name].size, seed=1 + list(ZOO).index(name))
+    if not real:
+        randomise(model, entry(name).size, seed=1 + [*ZOO, *COMPARED].index(name))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.to(dtype)
 
 
 def sample(name: str, batch: int = 1) -> Tensor:
-    """A float32 batch of random images for the model, normalised: blobs of colour under noise, all different."""
-    generator = torch.Generator().manual_seed(1000 + ZOO[name].seed)
-    size = ZOO[name].size
+    """A float32 batch of images for the model: blobs of colour under noise, all different, or the demo's photo."""
+    if name == lite.NAME:
+        return lite.images()[:batch]
+    generator = torch.Generator().manual_seed(1000 + entry(name).seed)
+    size = entry(name).size
     blobs = F.interpolate(torch.rand(batch, 3, 4, 4, generator=generator), size, mode="bilinear")
     noise = torch.rand(batch, 3, size, size, generator=generator)
     return pixels_to_input((1.5 * blobs - 0.25).clamp(0, 1) * 0.7 + 0.3 * noise)
@@ -161,7 +184,10 @@ def export(name: str, exporter: str, dtype: torch.dtype = torch.float32) -> Path
     path = cache_dir() / f"{name}-{exporter}-{bits}.onnx"
     if not path.exists():
         partial = path.with_name(f"{path.stem}-{os.getpid()}.partial")
-        _exporter(exporter)(build(name, dtype), sample(name, 2).to(dtype), partial)
+        if name == lite.NAME:
+            onnx.save(lite.file(dtype), partial)
+        else:
+            _exporter(exporter)(build(name, dtype), sample(name, 2).to(dtype), partial)
         partial.replace(path)
     return path
 
