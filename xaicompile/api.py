@@ -28,6 +28,7 @@ def compile(
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
+    chunk: int | None = None,
     layers: Sequence[str] = (),
     concepts: Sequence[str] = (),
     top_concepts: int | None = None,
@@ -55,6 +56,7 @@ def compile(
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
+        chunk: How many steps of a method are done in one pass, as one batch; memory grows with it. 1 by default.
         layers: Names of intermediate tensors whose relevance is given out as `relevance_<name>`.
         concepts: Names of intermediate tensors whose channels are concepts (CRP, Achtibat et al. 2023): an input
             `concepts` (or `concepts_<name>` for several), [1 or N, channels], says how much of each passes in the
@@ -91,6 +93,7 @@ def compile(
         normalise=normalise,
         smooth=smooth,
         sigma=sigma,
+        chunk=chunk,
         layers=layers,
         concepts=concepts,
         top_concepts=top_concepts,

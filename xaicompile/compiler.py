@@ -96,6 +96,7 @@ def compile_model(
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
+    chunk: int | None = None,
     layers: Sequence[str] = (),
     concepts: Sequence[str] = (),
     top_concepts: int | None = None,
@@ -130,7 +131,7 @@ def compile_model(
     asked = Question(target, explain_reduce, maps, contrast, normalise)
     wanted = Wanted(layers, concepts, top_concepts, ledger or audit, audit)
     if rules.method:
-        made = by_method(p, rules, end, inputs, asked, wanted)
+        made = by_method(p, rules, end, inputs, asked, wanted, chunk)
     else:
         made = direct(p, rules, end, inputs, known_box, asked, wanted)
     final = {name: named(b, t, name) for name, t in made.outputs.items()}

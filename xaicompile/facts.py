@@ -36,6 +36,7 @@ class Facts:
         activation: For a tensor read by nothing but one ReLU-like op: that op's output.
         between: Convolution outputs read by nothing but an Add or a ReLU, and such sums read by nothing but a ReLU.
             Runtimes compute them in one: reading them as well would change the prediction's last bits.
+        reference: The same tensors at a reference input, for rules that compare with one.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Facts:
         self.activation: dict[str, Tensor] = {}
         self.between: set[str] = set()
         self.explained = frozenset(explained)
+        self.reference: dict[str, Tensor] = {}
         self.makers: dict[str, View] = {}
         for view in program.views:
             self._sweep(view)

@@ -75,7 +75,7 @@ def names_read(graph: onnx.GraphProto) -> Iterable[str]:
             yield from names_read(inner)
 
 
-def replayed(b: StepBuilder, views: Sequence[View], known: dict[str, Tensor]) -> list[View]:
+def replayed(b: Builder, views: Sequence[View], known: dict[str, Tensor]) -> list[View]:
     """Emits views once more, on what `known` says their inputs stand for; `known` is filled with what they make.
 
     Raises:
@@ -89,7 +89,7 @@ def replayed(b: StepBuilder, views: Sequence[View], known: dict[str, Tensor]) ->
             raise UnsupportedError(
                 f"{view}: {reason}", (Gap(view.name, view.op, view.domain, view.since, kind, reason),)
             )
-        x = [None if t is None else known.get(t.name) or b.adopt(t) for t in view.x]
+        x = [None if t is None else known.get(t.name) or adopted(b, t) for t in view.x]
         attrs = {k: plain(v) for k, v in view.attrs.items()}
         own = x[: view.own]
         if any(isinstance(v, onnx.GraphProto) for v in attrs.values()):
@@ -103,6 +103,11 @@ def replayed(b: StepBuilder, views: Sequence[View], known: dict[str, Tensor]) ->
         known |= {old.name: r for r, old in zip(results, view.y, strict=True) if old is not None}
         made.append(view.varied(x=x, y=y, attrs=attrs, since=b.opset, bodies=(), gaps=()))
     return made
+
+
+def adopted(b: Builder, t: Tensor) -> Tensor:
+    """A tensor for use with a builder."""
+    return b.adopt(t) if isinstance(b, BodyBuilder) else t
 
 
 def plain(value: Any) -> Any:

@@ -10,16 +10,18 @@ from xaicompile.direct import Made, Wanted
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Given
 from xaicompile.ir import Program
-from xaicompile.methods import noise, occlusion, path, randomly
+from xaicompile.methods import noise, occlusion, path, randomly, reference
 from xaicompile.methods.job import Job
 from xaicompile.outputs import Outputs, relevance_outputs, stacked
 from xaicompile.ruled import Ruled
 from xaicompile.seeds import Question, seeds_of
 
-__all__ = ["by_method", "noise", "occlusion", "path", "randomly", "smoothed"]
+__all__ = ["by_method", "noise", "occlusion", "path", "randomly", "reference", "smoothed"]
 
 
-def by_method(p: Program, rules: Composite, end: End, inputs: Sequence[Given], asked: Question, wanted: Wanted) -> Made:
+def by_method(
+    p: Program, rules: Composite, end: End, inputs: Sequence[Given], asked: Question, wanted: Wanted, chunk: int | None
+) -> Made:
     """Emits the explanation of a rule set with a method, once for each map that is asked for.
 
     Raises:
@@ -33,7 +35,7 @@ def by_method(p: Program, rules: Composite, end: End, inputs: Sequence[Given], a
     chosen = Ruled([], {}, [])
     extra: dict[str, np.ndarray] = {}
     for seed in seeds.each:
-        job = Job(p, rules, end, inputs, seed)
+        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1)
         found = registry.METHODS[rules.method](job)
         made.append(relevance_outputs(p.builder, inputs, [], found))
         chosen, extra = job.ruled or chosen, extra | job.extra

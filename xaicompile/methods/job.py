@@ -20,7 +20,7 @@ from xaicompile.errors import RuleError
 from xaicompile.explained import End, Explained, Given
 from xaicompile.facts import Facts
 from xaicompile.images import read_arrays
-from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, replayed
 from xaicompile.outputs import result_of
 from xaicompile.passes import control
@@ -34,6 +34,8 @@ class Job:
     Attributes:
         starts: The tensors whose relevance is asked for.
         seed: What is explained.
+        extra: Defaults of new inputs, by name.
+        chunk: How many points are evaluated in one pass.
         ruled: The rules of the steps, once they are chosen.
     """
 
@@ -44,6 +46,7 @@ class Job:
     seed: Explained
     notes: list[str] = field(default_factory=list)
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    chunk: int = 1
     ruled: Ruled | None = None
 
     @property
@@ -168,6 +171,10 @@ def over_steps(
         The sums after the last step.
     """
     p, starts = job.p, job.starts
+    views, chunk = between(p, starts, job.end.tensor), job.chunk
+    if chunk > 1:
+        scanned = [in_chunks(p.builder, t, chunk) for t in scanned]
+        check_chunks(job, views)
     b = StepBuilder(p.builder)
     sub = Program(p.source, p.opset, ())
     sub.builder, sub.domains = b, p.domains
@@ -175,31 +182,73 @@ def over_steps(
         before = [b.input("sum", t.dtype, t.shape) for t in sums]
         args = [b.input("arg", t.dtype, (t.shape or (None,))[1:]) for t in scanned]
         clean = [b.adopt(t) for t in starts]
-        at = [b.op("Identity", x, shape=t.shape) for x, t in zip(points(b, args, clean), clean, strict=True)]
+        each = [args] if chunk == 1 else [[b.Gather(a, np.asarray(k), axis=0) for a in args] for k in range(chunk)]
+        placed = [points(b, given, clean) for given in each]
+        at = [joined(b, pieces, t) for pieces, t in zip(zip(*placed, strict=True), clean, strict=True)]
         known = {t.name: x for t, x in zip(starts, at, strict=True)}
-        sub.views = replayed(b, between(p, starts, job.end.tensor), known)
+        sub.views = replayed(b, views, known)
         end = known[job.end.tensor.name]
         sub.tensors = {t.name: t for t in at}
         sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
         sub.outputs = [end]
-        found: list[Tensor] = []
-        if kind is not None:
-            found = explained_in(job, sub, at, end, kind)
-        more = summed(b, Step(args, clean, at, end, found))
-        ends = b.ends([s + m for s, m in zip(before, more, strict=True)])
+        found = explained_in(job, sub, at, end, kind) if kind is not None else []
+        pieces = [apart(b, t, chunk) for t in (end, *found)]
+        steps = [Step(each[k], clean, placed[k], pieces[0][k], [r[k] for r in pieces[1:]]) for k in range(chunk)]
+        more = [summed(b, step) for step in steps]
+        ends = b.ends([b.add_all([s, *parts]) for s, *parts in zip(before, *more, strict=True)])
     body = b.graph("steps", [*before, *args], ends)
     types = [(t.dtype, t.shape) for t in sums]
     return p.builder.typed("Scan", [*sums, *scanned], types, body=body, num_scan_inputs=len(scanned))
 
 
+def in_chunks(b: Builder, scanned: Tensor, chunk: int) -> Tensor:
+    """What the steps are given, [steps / chunk, chunk, ...].
+
+    Raises:
+        RuleError: The chunks don't fill the steps.
+    """
+    steps = (scanned.static or (1,))[0]
+    if steps % chunk:
+        raise RuleError(f"--chunk {chunk}: {steps} steps can't be done {chunk} at a time")
+    return b.Reshape(scanned, [steps // chunk, chunk, *(scanned.static or (1,))[1:]])
+
+
+def check_chunks(job: Job, views: Sequence[View]) -> None:
+    """Refuses several points at a time where they can't be put behind each other as a batch.
+
+    Raises:
+        RuleError: Says why.
+    """
+    starts, made = job.starts, {t.name for t in job.starts} | {y.name for v in views for y in v.y if y is not None}
+    read = [t for v in views for t in (*v.x, *v.captures) if t is not None and t.name not in made]
+    other = next((t for t in read if not t.constant and t.value is None), None)
+    if not job.seed.batched or any(t.shape is None or isinstance(t.shape[0], int) for t in starts):
+        raise RuleError(f"--chunk {job.chunk}: the model's batch is fixed, so the steps are done one by one")
+    if other is not None:
+        raise RuleError(f"--chunk {job.chunk}: '{other.name}' would have to be repeated; the steps are done one by one")
+
+
+def joined(b: StepBuilder, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The points of a chunk behind each other, as one batch."""
+    shaped = [b.op("Identity", x, shape=like.shape) for x in pieces]
+    return shaped[0] if len(shaped) == 1 else b.Concat(*shaped, axis=0)
+
+
+def apart(b: StepBuilder, t: Tensor, chunk: int) -> Sequence[Tensor]:
+    """What belongs to each point of a chunk."""
+    return [t] if chunk == 1 else b.many("Split", chunk, t, axis=0, num_outputs=chunk)
+
+
 def explained_in(job: Job, sub: Program, at: Sequence[Tensor], end: Tensor, kind: str) -> list[Tensor]:
     """The rule set's result for each start, in the body."""
+    b = sub.builder
+    assert isinstance(b, StepBuilder)
     names = [t.name for t in at]
     control.prepare(sub, {end.name})
     sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
     facts = Facts(sub, names)
     job.ruled = ruled(sub, facts, job.rules, end)
-    cotangent = sub.builder.adopt(job.seed.cotangent)  # type: ignore[attr-defined]
+    cotangent = joined(b, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
     flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick)
     return [result_of(sub, kind, t, flows[t.name]) for t in at]
 

@@ -10,6 +10,7 @@ from xaicompile.relevance import (
     pool,
     product,
     products,
+    rescale,
     resize,
     sample,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "pool",
     "product",
     "products",
+    "rescale",
     "resize",
     "sample",
 ]
