@@ -177,5 +177,7 @@ def total_per_sample(b: Builder, amount: Tensor, seed: Explained, axis: int) -> 
     if axis:
         amount = b.Transpose(amount, perm=[axis, *(i for i in range(amount.rank or 0) if i != axis)])
     if seed.batch is None or (amount.shape or (None,))[0] != seed.batch:  # other axes may be merged with it, as inner
-        amount = b.Reshape(amount, b.Concat(b.shape_of(seed.value), [-1], axis=0))
+        count = b.shape_of(seed.value)
+        each = b.Div(b.Reshape(b.Size(amount), [1]), b.Max(count, 1))
+        amount = b.Reshape(amount, b.Concat(count, each, axis=0), allowzero=1)
     return b.sum_axes(b.Flatten(amount, axis=1) if amount.rank is None else amount, list(range(1, amount.rank or 2)))

@@ -8,6 +8,7 @@ import numpy as np
 
 from xaicompile.bodies.contrib import Outputs, contrib, given, only, plus, swapped
 from xaicompile.ir import Builder, Tensor, View
+from xaicompile.vjp.shape import flat_from
 
 
 @contrib("Attention")
@@ -91,7 +92,7 @@ def in_heads(b: Builder, t: Tensor, heads: int) -> Tensor:
     """[batch, length, heads * size] as [batch, heads, length, size]."""
     batch, length, width = t.shape or (None, None, None)
     size = width // heads if isinstance(width, int) else None
-    split = b.op("Reshape", t, [0, 0, heads, -1], shape=(batch, length, heads, size))
+    split = b.op("Reshape", t, [0, 0, heads, -1 if size is None else size], shape=(batch, length, heads, size))
     return b.Transpose(split, perm=[0, 2, 1, 3])
 
 
@@ -120,7 +121,7 @@ def attended(
     if bias is not None:
         scores = scores + bias
     y = b.MatMul(b.Softmax(scores, axis=-1), value)
-    return b.Reshape(b.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, -1])
+    return flat_from(b, b.Transpose(y, perm=[0, 2, 1, 3]), 2)
 
 
 def masked(b: Builder, mask: Tensor, k: Tensor) -> Tensor | None:

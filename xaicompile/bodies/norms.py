@@ -8,18 +8,14 @@ from xaicompile.bodies.contrib import Outputs, contrib, given, only, plus
 from xaicompile.bodies.record import body
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.apart import APART
-
-
-def by_group(b: Builder, x: Tensor, groups: int) -> Tensor:
-    """[N, groups, rest], so that each group is an instance of one channel."""
-    return b.Reshape(x, [0, groups, -1])
+from xaicompile.vjp.shape import in_groups
 
 
 @body(APART, "GroupNormalization")
 def group_normalization(b: Builder, v: View) -> Outputs:
-    """As it was before opset 21: scale and bias are one a group."""
+    """As it was before opset 21: scale and bias are one a group, each of which is an instance of one channel."""
     x = v.inp(0)
-    grouped = by_group(b, x, int(v.attrs["num_groups"]))
+    grouped = in_groups(b, x, int(v.attrs["num_groups"]))
     n = b.InstanceNormalization(grouped, v.inp(1), v.inp(2), epsilon=float(v.attrs.get("epsilon", 1e-5)))
     return [b.reshape_like(n, x)]
 
@@ -50,7 +46,7 @@ def normalised(b: Builder, v: View, x: Tensor) -> Tensor | None:
     first = b.Transpose(x, perm=[0, x.rank - 1, *range(1, x.rank - 1)]) if last else x
     ones = b.const(np.ones(groups, x.dtype))
     epsilon = float(v.attrs.get("epsilon", 1e-5))
-    n = b.InstanceNormalization(by_group(b, first, groups), ones, ones * 0.0, epsilon=epsilon)
+    n = b.InstanceNormalization(in_groups(b, first, groups), ones, ones * 0.0, epsilon=epsilon)
     scale, shift = (b.Unsqueeze(b.CastLike(v.inp(i), x), list(range(1, len(spatial) + 1))) for i in (1, 2))
     y = b.reshape_like(n, first) * scale + shift
     y = y * b.Sigmoid(y) if v.attrs.get("activation", 0) else y

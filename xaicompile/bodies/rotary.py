@@ -10,6 +10,8 @@ import numpy as np
 from xaicompile.bodies.attention import counted
 from xaicompile.bodies.contrib import Outputs, contrib, given, only, simplified, swapped
 from xaicompile.ir import Builder, Tensor, View
+from xaicompile.vjp.linear import ints
+from xaicompile.vjp.shape import sized
 
 REFUSED = ("sliding_window_cache", "qk_output", "smooth_softmax")  # attributes of GroupQueryAttention that change much
 LEFT_OUT = (9, 11, 12, 13, 16)  # inputs: positions, sinks, scales of a quantised past, lengths of chunks
@@ -70,7 +72,9 @@ def group_query_attention(b: Builder, v: View) -> Outputs | None:
         q, k = (turned(b, t, places, v.inp(7), v.inp(8), bool(v.attrs.get("rotary_interleaved"))) for t in (q, k))
     if not seen.nothing:
         k, value = (seen.appended(b, v.inp(i), t) for i, t in ((3, k), (4, value)))
-    grouped = b.Reshape(q, [0, key_heads, heads // key_heads, -1, size])
+    length = b.dim(q, 2)
+    batch = b.dim(q, 0)
+    grouped = sized(b, q, [batch, ints(b, [key_heads, heads // key_heads]), length, ints(b, [size])])
     scale = float(v.attrs.get("scale") or 0.0) or 1 / math.sqrt(size)
     scores = b.MatMul(grouped, swapped(b, b.Unsqueeze(k, [2]))) * scale
     cap = float(v.attrs.get("softcap", 0.0))
@@ -82,7 +86,7 @@ def group_query_attention(b: Builder, v: View) -> Outputs | None:
     low = float(np.finfo(np.float16 if q.dtype == np.float16 else np.float32).min)
     scores = b.where(b.Unsqueeze(seen.visible(b, v, q, k), [1, 2]), scores, low, like=scores)
     y = b.MatMul(b.Softmax(scores, axis=-1), b.Unsqueeze(value, [2]))
-    merged = b.Transpose(b.Reshape(y, [0, heads, -1, size]), perm=[0, 2, 1, 3])
+    merged = b.Transpose(sized(b, y, [batch, ints(b, [heads]), length, ints(b, [size])]), perm=[0, 2, 1, 3])
     return only(v, b.Reshape(merged, [0, 0, heads * size]), k, value)
 
 

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from xaicompile.ir import Builder, Tensor
-from xaicompile.vjp.shape import positions
+from xaicompile.vjp.shape import positions, size_of, sized
 
 
 def into_kernel(
@@ -25,7 +25,9 @@ def into_kernel(
         inside = b.const(np.arange(kernel[i], dtype=np.int64)[:, None] * steps[1][i])
         windows = b.Gather(windows, starts + inside, axis=2 + 2 * i)
     order = [0, 1, *range(2, 2 + 2 * n, 2), *range(3, 3 + 2 * n, 2)]
-    columns = b.Reshape(b.Transpose(windows, perm=order), [0, group, per_group * prod(kernel), -1])
-    split = b.Reshape(out, [0, group, made // group, -1])
+    columns, split = (
+        sized(b, t, [b.dim(out, 0), b.const(np.asarray([group, rows], np.int64)), size_of(b, out, 2)])
+        for t, rows in ((b.Transpose(windows, perm=order), per_group * prod(kernel)), (out, made // group))
+    )
     products = b.MatMul(split, b.Transpose(columns, perm=[0, 1, 3, 2]))
     return b.Reshape(b.ReduceSum(products, [0], keepdims=0), list(w.static))

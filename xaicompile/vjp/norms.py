@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Message, Messages, vjp
 from xaicompile.vjp.reduce import over
-from xaicompile.vjp.shape import rank_of
+from xaicompile.vjp.shape import in_groups, rank_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def standardised(ctx: Context) -> Standardised:
 
 def grouped(ctx: Context) -> Tensor:
     """[N, groups, rest]."""
-    return ctx.b.Reshape(ctx.x, [0, int(ctx.attr("num_groups")), -1])
+    return in_groups(ctx.b, ctx.x, int(ctx.attr("num_groups")))
 
 
 def channels(ctx: Context, v: Tensor) -> Tensor:

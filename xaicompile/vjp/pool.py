@@ -14,7 +14,7 @@ from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, vjp
 from xaicompile.vjp.linear import Window, conv_transposed, window_of
 from xaicompile.vjp.reduce import lp_derivative, lp_share
-from xaicompile.vjp.shape import joined, positions, scatter_add
+from xaicompile.vjp.shape import joined, positions, scatter_add, size_of, sized
 
 
 @vjp("MaxPool", degree=1)
@@ -133,12 +133,8 @@ def lrn(ctx: Context) -> Messages:
 
 def channel_sums(b: Builder, t: Tensor, size: int, before: int) -> Tensor:
     """Sums over a window of channels that starts `before` channels earlier."""
-    planes = b.Reshape(t, joined(b, [b.dim(t, 0), b.const(np.asarray([1], np.int64)), b.dim(t, 1), minus_one(b)]))
+    one = b.const(np.asarray([1], np.int64))
+    planes = sized(b, t, [b.dim(t, 0), one, b.dim(t, 1), size_of(b, t, 2)])
     pads = [before, 0, size - 1 - before, 0]
     means = b.AveragePool(planes, kernel_shape=[size, 1], pads=pads, count_include_pad=1)
     return b.reshape_like(means * float(size), t)
-
-
-def minus_one(b: Builder) -> Tensor:
-    """The [1] vector that tells Reshape to work a dimension out."""
-    return b.const(np.asarray([-1], np.int64))

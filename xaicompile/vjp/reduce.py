@@ -6,7 +6,7 @@ from math import prod
 
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, stop, vjp
-from xaicompile.vjp.shape import known_ints, positions
+from xaicompile.vjp.shape import flat_from, known_ints, positions
 
 REDUCTIONS = ("Sum", "Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp", "LogSum", "Prod")
 for _name in REDUCTIONS:
@@ -174,7 +174,7 @@ def spatial_count(ctx: Context) -> float | Tensor:
 def global_max(ctx: Context) -> Messages:
     """c to the first winner of each plane, as in torch."""
     b = ctx.b
-    flat = b.Reshape(ctx.x, [0, 0, -1])
+    flat = flat_from(b, ctx.x, 2)
     first = b.ArgMax(flat, axis=2, keepdims=1)
     wins = b.Equal(first, positions(b, flat, 2))
     return [b.reshape_like(ctx.where(wins, b.Reshape(ctx.c, [0, 0, 1]), 0.0), ctx.x)]

@@ -11,7 +11,7 @@ from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Message, Messages, stop, vjp
 from xaicompile.vjp.linear import Window, into_bias, ints, kernel_size, window_of
 from xaicompile.vjp.sample import Taps, along_axis, flattened, into_coordinates, into_image, joint, read
-from xaicompile.vjp.shape import joined, positions, scatter_add
+from xaicompile.vjp.shape import flat_from, joined, positions, scatter_add, size_of, sized
 
 stop("MaxRoiPool", 1)
 stop("RoiAlign", 1, 2)  # boxes carry nothing, as in torchvision
@@ -34,7 +34,7 @@ def roi_align(ctx: Context) -> Messages:
     if ctx.attr("mode") == "max":
         terms = read(b, image, points) * b.Unsqueeze(points.weight, [1])
         both = b.And(b.Unsqueeze(row_lives, [2, 4]), b.Unsqueeze(column_lives, [1, 3]))
-        live = b.Unsqueeze(as_one(b, b.Expand(b.Reshape(both, [0, 0, 0, -1]), b.Shape(taps.index))), [1])
+        live = b.Unsqueeze(as_one(b, b.Expand(flat_from(b, both, 3), b.Shape(taps.index))), [1])
         best = b.ArgMax(b.where(live, terms, -float("inf"), like=terms), axis=3, keepdims=1)
         shares = b.CastLike(b.Equal(best, positions(b, terms, 3)), terms)
     moved = b.reshape_like(into_image(b, c, points, image, shares), planes)
@@ -151,7 +151,7 @@ def deform_conv(ctx: Context) -> Messages:
     points = b.dim(taps.index, 1)
     flat = flattened(b, ctx.x)
     image = b.Reshape(flat, joined(b, [ints(b, [-1, per_offset]), b.dim(flat, 2)]))
-    c = b.Reshape(ctx.c, [0, group, made // group, -1])
+    c = sized(b, ctx.c, [b.dim(ctx.c, 0), ints(b, [group, made // group]), size_of(b, ctx.c, 2)])
     kernels = b.Reshape(weight, [group, made // group, per_group * prod(kernel)])
     columns = b.MatMul(b.Transpose(kernels, perm=[0, 2, 1]), c)
     into_columns = b.Reshape(columns, joined(b, [ints(b, [-1, per_offset]), points]))
@@ -170,8 +170,8 @@ def deform_conv(ctx: Context) -> Messages:
             messages[4] = b.reshape_like(b.ReduceSum(into_columns * seen, [1], keepdims=0), mask)
         if ctx.need[1]:
             used = seen if factor is None else seen * factor
-            shape = joined(b, [b.dim(ctx.c, 0), ints(b, [group, per_group * prod(kernel), -1])])
-            products = b.MatMul(c, b.Transpose(b.Reshape(used, shape), perm=[0, 1, 3, 2]))
+            by_group = [b.dim(ctx.c, 0), ints(b, [group, per_group * prod(kernel)]), size_of(b, ctx.c, 2)]
+            products = b.MatMul(c, b.Transpose(sized(b, used, by_group), perm=[0, 1, 3, 2]))
             messages[1] = b.reshape_like(b.ReduceSum(products, [0], keepdims=0), weight)
     if node.has(3):
         messages[3] = into_bias(ctx, 3)

@@ -13,7 +13,7 @@ import numpy as np
 
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Messages, stop, vjp
-from xaicompile.vjp.shape import joined, positions, rank_of, scatter_add
+from xaicompile.vjp.shape import flat_from, joined, positions, rank_of, scatter_add, size_of, sized
 
 stop("AffineGrid", 1)
 A = -0.75  # of the cubic kernel
@@ -100,7 +100,7 @@ def joint(b: Builder, axes: Sequence[Taps], sizes: Sequence[Tensor]) -> Taps:
         return b.Unsqueeze(left, [-1]) * b.Unsqueeze(right, [-2])
 
     def flat(t: Tensor) -> Tensor:
-        return b.Reshape(t, [0] * (rank_of(t) - 2) + [-1])
+        return flat_from(b, t, rank_of(t) - 2)
 
     for taps, size in zip(axes[1:], sizes[1:], strict=True):
         slopes = [flat(outer(s, taps.weight)) for s in slopes] + [flat(outer(weight, s)) for s in taps.slopes]
@@ -119,7 +119,13 @@ def into_image(b: Builder, c: Tensor, taps: Taps, image: Tensor, shares: Tensor 
 
 def flattened(b: Builder, t: Tensor) -> Tensor:
     """The first two axes, and the rest as one."""
-    return b.Reshape(t, [0, 0, -1])
+    return flat_from(b, t, 2)
+
+
+def as_points(b: Builder, t: Tensor) -> Tensor:
+    """[N, ..., d] as [N, points, d]."""
+    last = rank_of(t) - 1
+    return sized(b, t, [b.dim(t, 0), size_of(b, t, 1, last), b.dim(t, last)])
 
 
 def read(b: Builder, image: Tensor, taps: Taps) -> Tensor:
@@ -141,7 +147,7 @@ def grid_sample(ctx: Context) -> Messages:
     b, x, grid = ctx.b, ctx.x, ctx.node.inp(1)
     spatial, mode = rank_of(x) - 2, str(ctx.attr("mode")).removeprefix("bi")
     centres = bool(ctx.attr("align_corners"))
-    points = b.Reshape(grid, [0, -1, spatial])
+    points = as_points(b, grid)
     sizes = [b.dim(x, 2 + axis) for axis in range(spatial)]
     taps, stretch = [], []
     for axis, size in enumerate(sizes):
@@ -171,5 +177,5 @@ def affine_grid(ctx: Context) -> Messages:
         others = [i for i in range(spatial) if i != axis - 1]
         columns.append(b.Reshape(b.Expand(b.Unsqueeze(at, others) if others else at, shape), [-1, 1]))
     base = b.Concat(*columns, columns[0] * 0.0 + 1.0, axis=1)
-    turned = b.Transpose(b.Reshape(c, [0, -1, spatial]), perm=[0, 2, 1])
+    turned = b.Transpose(as_points(b, c), perm=[0, 2, 1])
     return ctx.only(0, b.op("MatMul", turned, base, shape=ctx.x.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -100,6 +101,38 @@ def with_zeros(
     if amounts.value is not None and not amounts.value.any():
         return c
     return b.op("Pad", c, amounts, shape=shape)
+
+
+def size_of(b: Builder, t: Tensor, start: int, end: int | None = None) -> Tensor:
+    """How many elements the axes from `start` to `end` hold together, as a [1] vector."""
+    dims = (t.shape or ())[start:end]
+    if t.rank is not None and all(isinstance(d, int) for d in dims):
+        return b.const(np.asarray([math.prod(d for d in dims if isinstance(d, int))], np.int64))
+    return b.ReduceProd(b.shape_of(t, start, end), [0], keepdims=1)
+
+
+def flat_from(b: Builder, t: Tensor, axis: int) -> Tensor:
+    """t with the axes from one on merged into the last."""
+    last = size_of(b, t, axis)
+    shape = None if t.shape is None else (*t.shape[:axis], None if last.value is None else int(last.value[0]))
+    return sized(b, t, [b.shape_of(t, 0, axis), last], shape)
+
+
+def sized(b: Builder, t: Tensor, sizes: Sequence[Tensor], shape: Shape | None = None) -> Tensor:
+    """t reshaped to sizes that are all said, in vectors, since nothing is inferred where the batch is empty.
+
+    ONNX Runtime's optimizer would put a -1 for a size that a run tells, but for `allowzero`.
+    """
+    if all(s.value is not None for s in sizes):
+        return b.op("Reshape", t, joined(b, sizes), shape=shape)
+    return b.op("Reshape", t, joined(b, sizes), shape=shape, allowzero=1)
+
+
+def in_groups(b: Builder, t: Tensor, groups: int) -> Tensor:
+    """[N, ...] as [N, groups, rest]."""
+    rest = size_of(b, t, 1)
+    each = b.Div(rest, groups) if rest.value is None else b.const(rest.value // groups)
+    return sized(b, t, [b.dim(t, 0), b.const(np.asarray([groups], np.int64)), each])
 
 
 def joined(b: Builder, vectors: Sequence[Tensor]) -> Tensor:
