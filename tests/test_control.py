@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import xaicompile
@@ -421,3 +423,61 @@ def test_a_recurrent_node_inside_a_branch() -> None:
         left = run(xaicompile.compile(plain, rule, **options), feed)["relevance"]  # type: ignore[arg-type]
         right = run(xaicompile.compile(branch, rule, **options), {**feed, "flag": np.asarray(True)})["relevance"]  # type: ignore[arg-type]
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+
+
+def test_what_the_runtime_fuses_inside_a_branch(tmp_path: Path) -> None:
+    """Its optimiser works on subgraphs too, and writes its own ops there."""
+    body = """
+        y = If (flag) <
+            then_branch = yes () => (float[N,3] a) {
+                u = MatMul(x, w)  v = Add(u, b)  g = Relu(v)  h = Gemm(g, w, b)  k = Relu(h)  a = Mul(k, x)
+            },
+            else_branch = no () => (float[N,3] c) {
+                p = MatMul(x, w)  q = Mul(p, half)  e = Div(q, root)  f = Erf(e)  o = Add(f, one)  m = Mul(q, o)
+                c = Mul(m, half)
+            }
+        >
+        s = ReduceSum<keepdims=0>(y)"""
+    numbers = {"half": 0.5, "one": 1.0, "root": 2**0.5}
+    weights = {"w": data(3, 3, seed=1), "b": data(3, seed=2)} | {k: np.float32(v) for k, v in numbers.items()}
+    model = net(f"({X}, bool flag) => (float s)", body, **{k: np.asarray(v) for k, v in weights.items()})
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    after = onnx.load(tmp_path / "optimised.onnx")
+    fused = {n.op_type for g in after.graph.node for a in g.attribute for n in a.g.node if n.domain}
+    assert {"FusedGemm", "Gelu"} <= fused
+    for flag in (True, False):
+        feed = {"x": data(4, 3), "flag": np.asarray(flag)}
+        for rule in ("gradient", "lrp-gamma"):
+            arguments = {"explain_output": "s", "explain_reduce": "sum", "ledger": rule != "gradient"}
+            want, got = (run(xaicompile.compile(m, rule, **arguments), feed) for m in (model, after))  # type: ignore[arg-type]
+            assert np.abs(want["relevance"]).max() > 1e-2
+            np.testing.assert_allclose(got["relevance"], want["relevance"], rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_runtime_has_inside_a_loop() -> None:
+    """An op of the runtime's that reads nothing from inside is still one that a message passes through."""
+    body = """
+        y = Loop (n, , x) <body = step (int64 i, bool c, float[N,3] v) => (bool c2, float[N,3] v2) {
+            c2 = Identity(c)
+            g = com.microsoft.QuickGelu <alpha = 1.5> (x)
+            q = com.microsoft.QuickGelu <alpha = 1.5> (v)
+            v2 = Mul(q, g)
+        }>
+        s = ReduceSum<keepdims=0>(y)"""
+    text = f'<ir_version: 8, opset_import: ["" : 18, "com.microsoft" : 1]> net ({X}) => (float s) {{ {body} }}'
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(2), "n"))
+    x = data(2, 3)
+    emitted = xaicompile.compile(model, "gradient", explain_output="s", explain_reduce="sum")
+    found = run(emitted, {"x": x})["relevance"]
+    for place in np.ndindex(*x.shape):
+        ends = []
+        for step in (4e-3, -4e-3):
+            moved = x.copy()
+            moved[place] += step
+            ends.append(float(run(model, {"x": moved})["s"]))
+        assert abs(found[place] - (ends[0] - ends[1]) / 8e-3) < 2e-3

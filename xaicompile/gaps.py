@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from xaicompile import registry
-from xaicompile.bodies.record import BODIES
 from xaicompile.bodies.refused import reason
 from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.ir import View
+from xaicompile.ir.body import BODIES
 
 
 def gaps_of(views: Sequence[View]) -> list[Gap]:

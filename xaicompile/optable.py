@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 from xaicompile import relevance, vjp
 from xaicompile.bodies.quantised import HANDLERS
-from xaicompile.bodies.record import BODIES
 from xaicompile.ir.apart import APART
+from xaicompile.ir.body import BODIES
 from xaicompile.ir.graph import schema_of
 from xaicompile.ir.model import CONTROL
 from xaicompile.passes.recurrent import CELLS

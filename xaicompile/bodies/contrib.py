@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import TensorProto
 
-from xaicompile.bodies.record import Body, body
+from xaicompile.bodies.record import body
 from xaicompile.bodies.scales import Scale
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.apart import APART
+from xaicompile.ir.body import Body
 
 DOMAIN = "com.microsoft"
 PARAMETERS = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}

@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 from onnx import TensorProto
 
-from xaicompile.bodies.record import Body, body
+from xaicompile.bodies.record import body
 from xaicompile.ir import Builder, Tensor, View
+from xaicompile.ir.body import Body
 from xaicompile.registry import zero
 
 DOMAIN = "ai.onnx.ml"

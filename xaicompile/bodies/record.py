@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from xaicompile.facts import fold
-from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.ir.body import BODIES, Body
 from xaicompile.ir.build import merged
 
-Body = Callable[[Builder, View], Sequence[Tensor | None] | None]
-BODIES: dict[tuple[str, str], Body] = {}
 PLAIN = (int, float, str, bytes, list, tuple)
 
 

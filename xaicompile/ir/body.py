@@ -16,6 +16,8 @@ from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, captured_in, 
 
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 Type = tuple["np.dtype[Any] | None", "Shape | None"]
+Body = Callable[[Builder, View], Sequence[Tensor | None] | None]
+BODIES: dict[tuple[str, str], Body] = {}  # what ops stand for in standard ones: filled by `xaicompile.bodies`
 
 
 class BodyBuilder(Builder):
@@ -72,8 +74,11 @@ class BodyBuilder(Builder):
         outside = bool(given) and not any(self.inside(t) for t in given)
         if outside and op not in RANDOM and (self.hoist or all(t.constant for t in given)):
             with self.parent.scope(self._scope):
-                made = self.parent.many(op, outputs, *x, shape=shape, **attrs)
-            return tuple(self.adopt(t) for t in made)
+                hoisted = self.parent.many(op, outputs, *x, shape=shape, **attrs)
+            made = tuple(self.adopt(t) for t in hoisted)
+            if self._record is not None:
+                self._record.append(View(op, self._operands(x), list(made), attrs, since=self.opset))
+            return made
         return super().many(op, outputs, *x, shape=shape, **attrs)
 
     def ends(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -135,6 +140,16 @@ def inlined(
             known[node.output[0]] = b.const(constant(node))
             continue
         x, captured = [known[n] for n in node.input], captured_names(node)
+        if node.domain not in ("", "ai.onnx"):
+            views += written(
+                b,
+                View(node.op_type, x, [None] * len(node.output), attributes(node), name, node.domain, b.opset, nodes),
+                node,
+                known,
+                results or {},
+                done,
+            )
+            continue
         made: Sequence[Tensor]
         if subgraphs(node):
             made = control(b, node, x, {n: t for n in captured if (t := known[n]) is not None})
@@ -158,6 +173,38 @@ def inlined(
     return views
 
 
+def written(
+    b: Builder,
+    view: View,
+    node: onnx.NodeProto,
+    known: dict[str, Tensor | None],
+    results: Mapping[str, Tensor],
+    done: Callable[[View], object],
+) -> list[View]:
+    """Emits the standard ops that a node of another domain stands for, and returns them as views.
+
+    Raises:
+        UnsupportedError: It is not known in this form.
+    """
+    with b.scope(view.name), b.recorded() as recorded:
+        made = BODIES[(view.domain, view.op)](b, view)
+    if made is None:
+        gap = Gap(view.name, view.op, view.domain, view.since, "subgraph", "not known in this form")
+        raise UnsupportedError(f"{view}: {gap.reason}", [gap])
+    views: dict[str, View] = {}
+    for i, v in enumerate(recorded):
+        v.name, v.nodes = f"{view.name}/{v.op}_{i}", view.nodes
+        if v.out().name not in views:
+            views[v.out().name] = v
+            done(v)
+    for name, t in zip(node.output, made, strict=False):
+        known[name] = t
+        if name in results and t is not None:
+            known[name] = results[name]
+            views[name] = View("Identity", [t], [results[name]], {}, f"{view.name}/{name}", nodes=view.nodes)
+    return list(views.values())
+
+
 def named(node: onnx.NodeProto, i: int) -> str:
     """The name of a subgraph's node, which may have none."""
     return node.name or f"{node.op_type}_{i}"
@@ -168,6 +215,8 @@ def gap_of(node: onnx.NodeProto, name: str, opset: int) -> Gap | None:
     domain = "" if node.domain in ("", "ai.onnx") else node.domain
     if node.op_type == "SequenceMap":
         reason = "it holds a subgraph of its own"
+    elif (domain, node.op_type) in BODIES:
+        return None
     elif domain or node.op_type in RANDOM:
         reason = f"its domain is {domain}" if domain else "it is random and can't be run once more"
     else:
