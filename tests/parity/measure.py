@@ -30,7 +30,7 @@ FLOAT64 = 1e-9  # both sides in float64
 FLOAT32 = 1e-5  # float32 in ONNX Runtime, no kink flipped
 FLIPPED = 3e-2  # float32, where ReLUs or winners of max-pooling flip
 ZENNIT = 1e-4  # against zennit, whose stabilisers are not all ours
-CAPTUM = 1e-5  # against captum, whose stabiliser of 1e-9 is in pools, sums and batch norms too
+CAPTUM = 1e-4  # against captum, whose stabiliser of 1e-9 is in pools, sums and batch norms too
 CLOSURE = 1e-4  # of a float32 ledger
 CLOSURE64 = 1e-9
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,27 +17,27 @@ SMALL = ("small", "small-negative", "small-positive", "resnet18")
 APART = 1e-2  # of the largest value: more than any stabiliser or precision makes
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
+def cases(rules: Iterable[str]) -> list[Any]:
+    """The cases of these rules, each marked `parity` or `parity_full`."""
+    return [
         pytest.param(case, id=str(case), marks=pytest.mark.parity if case.model in SMALL else pytest.mark.parity_full)
         for case in CASES
-    ],
-)
+        if case.rule in rules
+    ]
+
+
+@pytest.mark.parametrize("case", cases(captum_lrp.CAPTUM))
 def test_equals_captum(case: Case) -> None:
     """Element by element captum's map, in float64 and, in ONNX Runtime, in float32."""
     exact = captum_lrp.captum(case)
     assert np.abs(exact).max() > 1e-3
-    found = measure.captum_case(case)
-    assert references.error(found, exact) <= measure.CAPTUM
-    found = measure.captum_case(case, torch.float32)
-    assert references.error(found, exact) <= measure.captum_bound(case)
+    assert references.error(measure.captum_case(case), exact) <= measure.CAPTUM
+    assert references.error(measure.captum_case(case, torch.float32), exact) <= measure.captum_bound(case)
 
 
-@pytest.mark.parity
-def test_the_rest_is_captum_s_stabiliser(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", cases(["epsilon"]))
+def test_the_rest_is_captum_s_stabiliser(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left of a difference falls with the stabiliser, which captum has in pools, sums and batch norms too."""
-    case = Case("epsilon", "resnet18")
     errors = []
     for epsilon in (1e-9, 1e-12):
         monkeypatch.setattr(captum_lrp, "EPSILON", epsilon)
