@@ -306,6 +306,25 @@ def test_a_state_that_grows_is_refused() -> None:
         compile_model(model, "gradient", explain_output="s", explain_reduce="sum")
 
 
+def test_a_state_to_which_something_is_appended_is_refused() -> None:
+    """Of its shape inference only says that it is unknown; the steps could not be stacked at run time."""
+    body = """
+        y = Loop (n, , x) <body = step (int64 i, bool c, float[M,3] v) => (bool c2, float[K,3] v2) {
+            c2 = Identity(c)
+            u = Concat<axis = 0>(v, x)
+            v2 = Sin(u)
+        }>
+        s = ReduceSum<keepdims=0>(y)"""
+    model = net(f"({X}, int64 n) => (float s)", body)
+    with pytest.raises(UnsupportedError, match="no gradient where the shape changes from step to step"):
+        compile_model(model, "gradient", explain_output="s", explain_reduce="sum")
+    cell = body.replace("v2 = Sin(u)", "w = Slice(u, from, to)  v2 = Sin(w)")
+    window = net(f"({X}, int64 n) => (float s)", cell, **{"from": np.array([1]), "to": np.array([3])})
+    feed = {"x": data(2, 3), "n": np.asarray(2)}
+    emitted = xaicompile.compile(window, "gradient", explain_output="s", explain_reduce="sum")
+    assert run(emitted, feed)["relevance"].shape == (2, 3)
+
+
 def test_what_has_no_gradient_inside_a_subgraph_is_named() -> None:
     body = """
         y = If (flag) <

@@ -453,3 +453,32 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type == onnx.TensorProto.FLOAT:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
     return made
+
+
+EMPTY = {
+    "tile": ("float[N,3] x", "y = Tile(x, two)", {"two": np.array([1, 2])}, (0, 3)),
+    "short-time fourier": ("float[N,12,1] x", "y = STFT<onesided=1>(x, step, win)",
+                           {"step": np.asarray(3), "win": data(4)}, (0, 12, 1)),
+    "sampling": ("float[N,2,4,5] x", "g = Shape<end=1>(x)\nh = Concat<axis=0>(g, rest)\ngrid = Expand(at, h)\n"
+                                     "y = GridSample(x, grid)",
+                 {"rest": np.array([3, 3, 2]), "at": np.zeros((1, 1, 1, 2), np.float32)}, (0, 2, 4, 5)),
+    "largest": ("float[N,2,4,5] x", "y = GlobalMaxPool(x)", {}, (0, 2, 4, 5)),
+    "response": ("float[N,4,3,H] x", "y = LRN<size=3>(x)", {}, (0, 4, 3, 5)),
+    "boxes": ("float[1,2,4,5] x, float[N,4] b, int64[N] i", "y = RoiAlign<mode=\"max\", sampling_ratio=2>(x, b, i)",
+              {}, (1, 2, 4, 5)),
+    "pooled boxes": ("float[1,2,4,5] x, float[N,5] b", "y = MaxRoiPool<pooled_shape=[2,2]>(x, b)", {}, (1, 2, 4, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_batch_of_one_operator(name: str) -> None:
+    """Its relevance is empty, or zeros where there were no boxes; the file runs as the model does."""
+    signature, body, held, shape = EMPTY[name]
+    body += "\ns = ReduceSum<keepdims=0>(y)"
+    model = net(f"({signature}) => (float s)", body, **held)
+    feed = {"x": data(*shape), "b": np.zeros((0, 5 if "Max" in body else 4), np.float32), "i": np.zeros(0, np.int64)}
+    used = {i.name: feed[i.name] for i in model.graph.input}
+    assert run(model, used)["s"] == 0
+    emitted = xaicompile.compile(model, "gradient", explain_output="s", explain_reduce="sum", explain_input="x")
+    found = run(emitted, used)["relevance"]
+    assert found.shape == shape and not found.any()

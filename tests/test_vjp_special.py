@@ -278,3 +278,12 @@ def test_max_roi_pool_gives_ties_to_the_first_and_empty_bins_nothing() -> None:
     want = np.kron(np.ones((2, 2)), [[1, 0], [0, 0]])
     want[2, 2] += 1
     assert np.array_equal(got[0, 0], want)
+
+
+def test_a_kernel_of_unknown_size_is_one_clear_line() -> None:
+    text = "(double[N,2,H,W] x, double[3,2,K,L] w) => (double[N,3,P,Q] s) { s = Conv (x, w) }"
+    with pytest.raises(UnsupportedError, match="where the size of the kernel is not known"):
+        gradient_of(text, np.zeros((1, 2, 4, 4)), np.zeros((3, 2, 2, 2)), order=("x", "w"))
+    text = "(double[N,2,H,W] x, double[M,2,2,2] w) => (double[N,M,P,Q] s) { s = Conv (x, w) }"
+    with pytest.raises(UnsupportedError, match="kernel whose size is not known"):
+        gradient_of(text, np.zeros((1, 2, 4, 4)), np.zeros((3, 2, 2, 2)), order=("x", "w"))

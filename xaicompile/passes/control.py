@@ -20,7 +20,10 @@ from xaicompile.ir.body import BodyBuilder, common, inlined
 from xaicompile.ir.build import merged, type_and_shape
 from xaicompile.ir.model import CONTROL
 from xaicompile.passes import canonical, expand, sequences
-from xaicompile.registry import stops
+from xaicompile.registry import info, stops
+
+# Ops whose result is of the size of an input
+ALIKE = {"Identity", "Cast", "Add", "Sub", "Mul", "Div", "Where", "Sum", "Transpose"}
 
 
 def unpicked(view: View) -> Picked:
@@ -216,7 +219,7 @@ def inner_facts(
         path |= late
     found.explained = facts.explained & path
     for s, e in zip(inputs[first : first + states], ends, strict=False):
-        if s.name in path and changes_shape(s, e):
+        if s.name in path and (changes_shape(s, e) or grows(sub, s, e)):
             raise UnsupportedError(
                 f"{view}: state {s!r} becomes {e!r}: no gradient where the shape changes from step to step"
             )
@@ -229,6 +232,18 @@ def changes_shape(before: Tensor, after: Tensor) -> bool:
         return False
     pairs = zip(before.shape, after.shape, strict=False)
     return before.rank != after.rank or any(isinstance(i, int) and isinstance(j, int) and i != j for i, j in pairs)
+
+
+def grows(sub: Program, before: Tensor, after: Tensor) -> bool:
+    """True if something is appended to a state in each step; of such a shape inference only says that it is unknown."""
+    longer = {before.name: False}
+    for view in sub.views:
+        found = [longer[x.name] for x in view.x if x is not None and x.name in longer]
+        if found and not view.domain:
+            appended = view.op == "Concat" and len(view.x) > 1
+            kept = view.op in ALIKE or info(view).derivative is not None
+            longer |= {y.name: appended or (kept and any(found)) for y in view.y if y is not None}
+    return longer.get(after.name, False)
 
 
 def on_the_way(p: Program, facts: Facts, ends: Sequence[Tensor]) -> list[View]:

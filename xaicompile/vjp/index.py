@@ -131,5 +131,7 @@ def one_hot(ctx: Context) -> Messages:
 @vjp("TopK", layout=True)
 def top_k(ctx: Context) -> Messages:
     """c put back where the values were."""
-    zeros = ctx.b.zeros_like(ctx.x)
-    return ctx.only(0, scatter_add(ctx.b, zeros, ctx.node.out(1), ctx.c, int(ctx.attr("axis"))))
+    b, indices = ctx.b, ctx.node.y[1] if len(ctx.node.y) > 1 else None
+    if indices is None:
+        indices = b.many("TopK", 2, ctx.x, ctx.node.x[1], **ctx.node.attrs)[1]
+    return ctx.only(0, scatter_add(b, b.zeros_like(ctx.x), indices, ctx.c, int(ctx.attr("axis"))))

@@ -6,6 +6,7 @@ from math import prod
 
 import numpy as np
 
+from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor
 from xaicompile.vjp.shape import positions, size_of, sized
 
@@ -17,7 +18,8 @@ def into_kernel(
 
     The transpose of a convolution has image and out the other way round. `steps` are strides and dilations.
     """
-    assert w.static is not None
+    if w.static is None:
+        raise UnsupportedError(f"no gradient for a kernel whose size is not known ('{w.name}')")
     (made, per_group, *kernel), n = w.static, len(w.static) - 2
     windows = image
     for i in range(n):  # each spatial axis becomes two: the place in the kernel, and which window

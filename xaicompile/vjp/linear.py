@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Linear, Message, Messages, vjp
 from xaicompile.vjp.kernels import into_kernel
@@ -65,9 +66,16 @@ def window_of(ctx: Context, kernel: Sequence[int], data: Tensor) -> Window:
 
 
 def kernel_size(ctx: Context, weight: Tensor) -> list[int]:
-    """Spatial size of a convolution's kernel."""
-    if weight.static is not None:
-        return list(weight.static[2:])
+    """Spatial size of a convolution's kernel.
+
+    Raises:
+        UnsupportedError: It is worked out at run time.
+    """
+    known = [d for d in (weight.shape or ())[2:] if isinstance(d, int)]
+    if weight.shape is not None and len(known) == len(weight.shape) - 2:
+        return known
+    if ctx.attr("kernel_shape") is None:
+        raise UnsupportedError(f"{ctx.node}: no gradient where the size of the kernel is not known")
     return [int(k) for k in ctx.attr("kernel_shape")]
 
 

@@ -423,4 +423,4 @@ def tile(ctx: Context) -> Messages:
         parts.append(b.dim(x, axis))
     if not summed:
         return ctx.only(0, ctx.c)
-    return ctx.only(0, b.op("ReduceSum", b.Reshape(ctx.c, joined(b, parts)), summed, keepdims=0, shape=x.shape))
+    return ctx.only(0, b.op("ReduceSum", sized(b, ctx.c, parts), summed, keepdims=0, shape=x.shape))

@@ -14,7 +14,7 @@ from xaicompile.ir import Builder, Tensor
 from xaicompile.ir.body import BodyBuilder
 from xaicompile.registry import Context, Message, Messages, stop, vjp
 from xaicompile.vjp.resize import multiplied
-from xaicompile.vjp.shape import along, joined, known_ints, positions, rank_of, ranked, scatter_add
+from xaicompile.vjp.shape import along, known_ints, positions, rank_of, ranked, scatter_add, size_of, sized
 
 stop("DFT", 1, 2)
 stop("STFT", 1, 3)
@@ -106,8 +106,8 @@ def stft(ctx: Context) -> Messages:
         messages[2] = b.op("ReduceSum", seen, [0, 1, 3], keepdims=0, shape=window.shape)
     if ctx.need[0]:
         weighted = frames if window is None else frames * b.Unsqueeze(window, [1])
-        shape = joined(b, [b.dim(c, 0), b.const(np.asarray([-1], np.int64)), b.dim(signal, 2)])
-        flat = b.op("Reshape", weighted, shape, shape=(None, None, (signal.shape or ())[2]))
+        sizes = [b.dim(c, 0), size_of(b, at, 0), b.dim(signal, 2)]
+        flat = sized(b, weighted, sizes, (None, None, (signal.shape or ())[2]))
         index = along(b, b.Reshape(at, [-1]), flat, 1)
         messages[0] = b.reshape_like(scatter_add(b, b.zeros_like(signal), index, flat, 1, signal.shape), ctx.x)
     return messages
