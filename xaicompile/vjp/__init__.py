@@ -2,6 +2,7 @@
 
 from xaicompile.vjp import (
     control,
+    cuts,
     einsum,
     elementwise,
     index,
@@ -22,6 +23,7 @@ from xaicompile.vjp import (
 
 __all__ = [
     "control",
+    "cuts",
     "einsum",
     "elementwise",
     "index",
