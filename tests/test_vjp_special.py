@@ -287,3 +287,17 @@ def test_a_kernel_of_unknown_size_is_one_clear_line() -> None:
     text = "(double[N,2,H,W] x, double[M,2,2,2] w) => (double[N,M,P,Q] s) { s = Conv (x, w) }"
     with pytest.raises(UnsupportedError, match="kernel whose size is not known"):
         gradient_of(text, np.zeros((1, 2, 4, 4)), np.zeros((3, 2, 2, 2)), order=("x", "w"))
+
+
+def test_a_power_that_is_no_number_on_the_branch_not_taken() -> None:
+    """As in scikit-learn's PowerTransformer: both branches are computed, and a mask takes one."""
+    text = """(double[3,2] x) => (double[3,2] s) <double[2] e = {0.5, 1.5}, double[1] none = {0}> {
+        root = Pow(x, e)
+        negative = Less(x, none)
+        t = Neg(x)
+        other = Pow(t, e)
+        s = Where(negative, other, root)
+    }"""
+    x = doubles([[-2.0, 3.0], [0.5, -0.25], [-1.0, 4.0]])
+    e = np.asarray([0.5, 1.5])
+    np.testing.assert_allclose(gradient_of(text, x)[0], np.sign(x) * e * np.abs(x) ** (e - 1), rtol=1e-12)

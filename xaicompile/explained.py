@@ -78,9 +78,18 @@ def behind(t: Tensor, producers: dict[str, View]) -> End:
         elif view.op in CUT:
             end.cut.append(repr(view))
             end.tensor = here
-        elif view.op not in ("Identity", "QuantizeLinear") and not (view.op == "Cast" and here.is_float):
+        elif not same_values(view):
             break
     return end
+
+
+def same_values(view: View) -> bool:
+    """True for ops that hand on each sample's values, rounded or in another shape at most."""
+    x, y = view.inp(0), view.out(0)
+    if view.op == "Reshape":  # around a Softmax of before opset 13, which flattens
+        first, same = (x.shape or (None,))[0], (y.shape or (None,))[0]
+        return first is not None and first == same
+    return view.op in ("Identity", "QuantizeLinear") or (view.op == "Cast" and x.is_float)
 
 
 @dataclass(frozen=True)

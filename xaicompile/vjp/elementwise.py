@@ -182,10 +182,13 @@ def power(ctx: Context) -> Messages:
         slope = x * 2.0 if p == 2 else power_slope(ctx, x, p)
     else:
         slope = exponent * ctx.b.Pow(x, exponent - 1.0)
+    message = ctx.c * slope
+    if not (e.value is not None and (e.value % 1 == 0).all()) and not ctx.facts.nonnegative(x):
+        message = ctx.where(ctx.b.Equal(ctx.c, 0.0), 0.0, message)  # a branch not taken, of roots of negative numbers
     into_exponent = None
     if ctx.need[1]:  # 0 log(0) = 0
         into_exponent = ctx.c * ctx.y * ctx.b.Log(ctx.where(ctx.b.Equal(x, 0.0), 1.0, x))
-    return [ctx.c * slope, into_exponent]
+    return [message, into_exponent]
 
 
 @vjp("PRelu", degree=1)
