@@ -13,6 +13,7 @@ from typing import Any
 from xaicompile import registry
 from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import Facts
+from xaicompile.half import held
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.registry import Absorbed, Context, Message, Messages, Relevance, Rule
 
@@ -39,12 +40,12 @@ class Flow:
     def relevance(self, b: Builder, x: Tensor) -> Tensor:
         """x*c + R, of x's shape; zeros where nothing arrived."""
         terms = [t for t in ((x * self.c) if self.c is not None else None, self.r) if t is not None]
-        return b.add_all(terms) if terms else b.zeros_like(x)
+        return held(b, b.add_all(terms)) if terms else b.zeros_like(x)
 
     def cotangent(self, b: Builder, x: Tensor) -> Tensor:
         """c, with relevance turned into a cotangent; zeros where nothing arrived."""
         terms = [t for t in (self.c, None if self.r is None else as_cotangent(b, x, self.r)) if t is not None]
-        return b.add_all(terms) if terms else b.zeros_like(x)
+        return held(b, b.add_all(terms)) if terms else b.zeros_like(x)
 
 
 Tap = Callable[[Tensor, Flow], Flow]
@@ -162,12 +163,19 @@ def summed(b: Builder, messages: Sequence[Message]) -> Flow:
     """All that arrived at a tensor, one Sum each for cotangents and relevance."""
     c = [m for m in messages if isinstance(m, Tensor)]
     r = [m.r for m in messages if isinstance(m, Relevance)]
-    return Flow(b.add_all(c) if c else None, b.add_all(r) if r else None)
+    return Flow(total(b, c), total(b, r))
+
+
+def total(b: Builder, terms: Sequence[Tensor]) -> Tensor | None:
+    """Their sum, None for none; in half precision nothing infinite goes on."""
+    return None if not terms else terms[0] if len(terms) == 1 else held(b, b.add_all(terms))
 
 
 def fitted(b: Builder, x: Tensor, m: Tensor | Relevance) -> Message:
     """The message with x's own shape: broadcast axes are summed here and nowhere else."""
-    return Relevance(b.unbroadcast(m.r, x)) if isinstance(m, Relevance) else b.unbroadcast(m, x)
+    if isinstance(m, Relevance):
+        return Relevance(held(b, b.unbroadcast(m.r, x)))
+    return held(b, b.unbroadcast(m, x))
 
 
 def as_cotangent(b: Builder, x: Tensor, r: Tensor) -> Tensor:

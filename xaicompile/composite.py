@@ -30,6 +30,7 @@ WORDS = {
     "noise": ("relative", "absolute"),
     "quadrature": ("midpoint", "gauss-legendre", "riemann-right", "riemann-left", "trapezoid"),
 }
+SIGNED = {"low", "high", "fill"}  # numbers that may be negative
 FREE = {"baseline", "root", "background"}  # a word, a number, numbers, or the path of a file
 
 
@@ -103,7 +104,7 @@ def valid(key: str, value: Any, default: Any, where: str = "") -> Any:
     if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all() or (numbers.ndim and not box):
         kind = "one number, or one a channel" if box else "a number"
         raise RuleError(f"{where}parameter '{key}' is {kind}, not {value!r}")
-    if not box and numbers < 0:
+    if key not in SIGNED and numbers < 0:
         raise RuleError(f"{where}parameter '{key}' is {value}; it must not be negative")
     return value
 

@@ -10,6 +10,7 @@ from xaicompile.bodies.refused import reason
 from xaicompile.errors import ModelError, RuleError, UnsupportedError
 from xaicompile.facts import Facts
 from xaicompile.gaps import gap
+from xaicompile.half import is_half, narrowed, widened
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.passes.heads import logits_of, scaled_to_one
 from xaicompile.registry import nearest
@@ -179,14 +180,16 @@ def all_together(b: Builder, seed: Explained) -> Explained:
 
 def total_per_sample(b: Builder, amount: Tensor, seed: Explained, axis: int) -> Tensor:
     """An amount summed to one number per sample, [N], in the explained tensor's type; `axis` holds the samples."""
-    if amount.dtype != seed.value.dtype:
+    if amount.dtype != seed.value.dtype and not is_half(seed.value):
         amount = b.CastLike(amount, seed.value)
+    amount = widened(b, amount)
     if not seed.batched:
-        return b.Reshape(b.op("ReduceSum", amount, keepdims=0), [1])
+        return narrowed(b, b.Reshape(b.op("ReduceSum", amount, keepdims=0), [1]), seed.value)
     if axis:
         amount = b.Transpose(amount, perm=[axis, *(i for i in range(amount.rank or 0) if i != axis)])
     if seed.batch is None or (amount.shape or (None,))[0] != seed.batch:  # other axes may be merged with it, as inner
         count = b.shape_of(seed.value)
         each = b.Div(b.Reshape(b.Size(amount), [1]), b.Max(count, 1))
         amount = b.Reshape(amount, b.Concat(count, each, axis=0), allowzero=1)
-    return b.sum_axes(b.Flatten(amount, axis=1) if amount.rank is None else amount, list(range(1, amount.rank or 2)))
+    flat = b.Flatten(amount, axis=1) if amount.rank is None else amount
+    return narrowed(b, b.sum_axes(flat, list(range(1, amount.rank or 2))), seed.value)

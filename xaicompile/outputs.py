@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from xaicompile import ir, tokens
 from xaicompile.backward import Flow, Ledger
 from xaicompile.explained import Explained, Given, total_per_sample
+from xaicompile.half import held, narrowed, widened
 from xaicompile.ir import Builder, Program, Tensor
 from xaicompile.samples import Samples
 
@@ -46,12 +47,13 @@ def ledger_outputs(b: Builder, seed: Explained, kept: Ledger, samples: Samples) 
         if amounts:
             with b.scope(node):
                 sums = [total_per_sample(b, a.amount, seed, samples.axis(node, a.amount)) for a in amounts]
-                columns.append(b.Unsqueeze(b.add_all(sums), [1]))
+                columns.append(b.Unsqueeze(held(b, b.add_all(sums)), [1]))
                 names.append(node)
     if not columns:
         columns, names = [b.Unsqueeze(seed.value * 0.0, [1])], ["none"]
     by_node = joined(b, columns)
-    return {"explained": seed.value, "ledger": b.sum_axes(by_node, [1]), "ledger_by_node": by_node}, names
+    whole = narrowed(b, b.sum_axes(widened(b, by_node), [1]), seed.value)
+    return {"explained": seed.value, "ledger": whole, "ledger_by_node": by_node}, names
 
 
 def joined(b: Builder, columns: Sequence[Tensor]) -> Tensor:

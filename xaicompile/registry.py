@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from xaicompile.errors import RuleError
+from xaicompile.half import widened
 from xaicompile.ir import Builder, Tensor, View
 
 if TYPE_CHECKING:
@@ -153,11 +154,16 @@ class Context:
                 self.absorb(lambda x=x, m=m: -self.share(x, m))  # type: ignore[misc]
         return messages
 
+    def product(self, x: Tensor, c: Tensor) -> Tensor:
+        """x c, for the ledger: in float32 where it may exceed half precision."""
+        return widened(self.b, x) * widened(self.b, c)
+
     def share(self, x: Tensor, c: Tensor) -> Tensor:
         """x c, and 0 where c is 0 though x be infinite, as attention masks are (spec section 6)."""
         if all(math.isfinite(end) for end in self.facts.bounds(x)):
-            return x * c
-        return self.b.where(self.b.Equal(c, 0.0), 0.0, x * c, like=c)
+            return self.product(x, c)
+        product = self.product(x, c)
+        return self.b.where(self.b.Equal(c, 0.0), 0.0, product, like=product)
 
     def where(self, condition: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
         """Where, with numbers in the dtype of the first output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from xaicompile.half import narrowed, widened
 from xaicompile.ir import Tensor
 from xaicompile.registry import RELEVANCE, Context, Messages, info, relevance, rule, stops
 from xaicompile.relevance.activation import identity, secant
@@ -125,11 +126,11 @@ def layer_norm(ctx: Context) -> Messages:
     if any(g is not None for g in ctx.g[1:]) or ctx.g[0] is None:
         return as_it_is(ctx)
     axes, _, inverse = layer_norm_parts(ctx)
-    u = ctx.c * ctx.node.inp(1) * inverse
+    u = widened(ctx.b, ctx.c) * widened(ctx.b, ctx.node.inp(1)) * inverse
     if ctx.node.has(2):
         bias = ctx.node.inp(2)
         ctx.absorb(lambda: ctx.c * bias)
-    return ctx.only(0, u - ctx.b.mean_axes(u, axes))
+    return ctx.only(0, narrowed(ctx.b, u - ctx.b.mean_axes(u, axes), ctx.x))
 
 
 @relevance("LRN")

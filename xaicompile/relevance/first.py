@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from xaicompile.errors import RuleError
+from xaicompile.half import held
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, Relevance, rule
 from xaicompile.relevance.box import as_array, bounds_at, one_sample
 from xaicompile.relevance.layer import Layer, Weight, layer_of, negative, positive
-from xaicompile.relevance.linear import quotient
+from xaicompile.relevance.linear import signal
 
 
 @rule("z-box", low=None, high=None, epsilon=1e-6)
@@ -31,11 +32,12 @@ def z_box(ctx: Context) -> Messages:
         z = layer.z(x, w)
         den = z if den is None else den if z is None else den - z
     assert den is not None
-    s = ctx.c * quotient(ctx, layer.output(), den, eps)
-    ctx.absorb(lambda: ctx.c * layer.output() - s * den, "stabiliser")
+    s = signal(ctx, layer.output(), den, eps)
+    ctx.absorb(lambda: ctx.product(ctx.c, layer.output()) - ctx.product(s, den), "stabiliser")
     for x, w in terms:
         back = layer.back(w, s)
-        r = r if back is None else x * back if r is None else r - x * back
+        part = None if back is None else held(ctx.b, x * back)
+        r = r if part is None else part if r is None else r - part
     assert r is not None
     return layer.result(Relevance(r))
 
@@ -75,8 +77,8 @@ def share(layer: Layer, weight: Weight, offset: Tensor | None) -> Messages:
     ctx, eps = layer.ctx, float(layer.ctx.parameters["epsilon"])
     den = layer.z(one_sample(ctx, layer.x, as_array(layer.x, 1.0)), weight, offset)
     assert den is not None
-    s = ctx.c * quotient(ctx, layer.output(), den, eps, +1)
-    ctx.absorb(lambda: ctx.c * layer.output() - s * den, "stabiliser")
+    s = signal(ctx, layer.output(), den, eps, +1)
+    ctx.absorb(lambda: ctx.product(ctx.c, layer.output()) - ctx.product(s, den), "stabiliser")
     layer.absorb_bias(s, offset)
     back = layer.back(weight, s)
     return layer.result(None if back is None else Relevance(back))

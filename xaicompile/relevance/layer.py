@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from xaicompile.errors import RuleError
+from xaicompile.half import held
 from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, Linear, Message, Messages, Relevance, info
 from xaicompile.relevance.reading import recomputed
@@ -80,8 +81,8 @@ class Layer:
             return None if bias is None else self.broadcast_bias(bias)
         if isinstance(w, float):
             whole = self.ctx.b.forward(self.varied(x, None, None))
-            return whole if w == 1 else whole * w
-        return self.ctx.b.forward(self.varied(x, w, bias))
+            return held(self.ctx.b, whole if w == 1 else whole * w)
+        return held(self.ctx.b, self.ctx.b.forward(self.varied(x, w, bias)))
 
     def total(self, up: Weight, down: Weight, offset: Tensor | None = None) -> Tensor | None:
         """max(x, 0) up + min(x, 0) down + offset; None if it is proven to be nothing."""
@@ -90,7 +91,7 @@ class Layer:
             return self.z(minus, down, offset)
         terms = [self.z(plus, up, offset), self.z(minus, down)]
         found = [t for t in terms if t is not None]
-        return self.ctx.b.add_all(found) if found else None
+        return None if not found else found[0] if len(found) == 1 else held(self.ctx.b, self.ctx.b.add_all(found))
 
     @property
     def parts(self) -> tuple[Tensor | None, Tensor | None]:
@@ -146,7 +147,7 @@ class Layer:
 
         def added(side: int) -> Tensor:
             terms = [self.back(part[side], part[2]) for part in parts]
-            found = [t for t in terms if t is not None]
+            found = [t if len(parts) == 1 else held(b, t) for t in terms if t is not None]
             return b.add_all(found) if found else b.zeros_like(self.x)
 
         if minus is None or plus is None:

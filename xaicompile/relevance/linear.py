@@ -3,10 +3,8 @@ run the op's own transpose with the changed parameters (spec section 5)."""
 
 from __future__ import annotations
 
-import numpy as np
-import onnx
-
 from xaicompile.errors import RuleError
+from xaicompile.half import held, narrowed, widened
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, rule
 from xaicompile.relevance.layer import Layer, Part, Weight, layer_of, negative, positive, tiny
@@ -25,8 +23,8 @@ def epsilon(ctx: Context) -> Messages:
     if ctx.parameters["bias"] == "ignore" and layer.bias is not None:
         bare = layer.z(layer.x, layer.w)
         assert bare is not None
-        s = c * quotient(ctx, layer.output(), bare, level(ctx, bare))
-        ctx.absorb(lambda: c * layer.output() - s * bare, "stabiliser")
+        s = signal(ctx, layer.output(), bare, level(ctx, bare))
+        ctx.absorb(lambda: ctx.product(c, layer.output()) - ctx.product(s, bare), "stabiliser")
         return layer.result(layer.back(layer.w, s))
     if eps:
         z = layer.output()
@@ -38,7 +36,7 @@ def epsilon(ctx: Context) -> Messages:
             # the root mean square is that of z itself, and not of what is left of it behind a ReLU
             least = level(ctx, layer.whole()) if ctx.parameters["stabiliser"] == "relative" else eps
             s = c * (size / (size + (least + tiny(z) if isinstance(least, Tensor) else least)))
-        ctx.absorb(lambda: (c - s) * z, "stabiliser")
+        ctx.absorb(lambda: ctx.product(c - s, z), "stabiliser")
         c = s
     layer.absorb_bias(c, layer.bias)
     return layer.result(layer.back(layer.w, c))
@@ -52,16 +50,14 @@ def level(ctx: Context, z: Tensor) -> Tensor | float:
     if z.rank is None:
         raise RuleError(f'stabiliser = "relative" needs the rank of the output of {ctx.node}, which is unknown')
     axes = list(range(1, z.rank)) if z.rank > 1 else [0]
-    wide = ctx.b.Cast(z, to=onnx.TensorProto.FLOAT) if z.dtype == np.float16 else z  # a square may exceed 65504
-    root = ctx.b.Sqrt(ctx.b.mean_axes(wide * wide, axes))
-    return (ctx.b.CastLike(root, z) if wide is not z else root) * eps
+    wide = widened(ctx.b, z)  # a square may exceed 65504
+    return narrowed(ctx.b, ctx.b.Sqrt(ctx.b.mean_axes(wide * wide, axes)), z) * eps
 
 
 def quotient(ctx: Context, z: Tensor, den: Tensor, eps: Tensor | float, sign: int = 0) -> Tensor:
     """z / st(den), 0 where st(den) is 0: st adds eps sgn(den), or clips |den| at eps from below (spec 1.3, 1.9).
 
-    `sign` tells that no value of den has the other one. In half precision a quotient is at most 1000, so that what it
-    multiplies stays finite.
+    `sign` tells that no value of den has the other one.
     """
     b, clips = ctx.b, ctx.parameters.get("stabiliser") == "clip"
     eps = max(eps, tiny(den)) if isinstance(eps, float) and eps else eps  # 1e-9 is nothing in half precision
@@ -77,7 +73,13 @@ def quotient(ctx: Context, z: Tensor, den: Tensor, eps: Tensor | float, sign: in
         ratio = ctx.where(none, 0.0, z / ctx.where(none, 1.0, st))
     else:
         ratio = z / st
-    return b.Max(b.Min(ratio, 1e3), -1e3) if z.dtype == np.float16 else ratio
+    return held(b, ratio)
+
+
+def signal(ctx: Context, z: Tensor, den: Tensor, eps: Tensor | float, sign: int = 0, factor: float = 1.0) -> Tensor:
+    """What is sent back through the transpose: c z / st(den), times a number."""
+    s = ctx.c * quotient(ctx, z, den, eps, sign)
+    return held(ctx.b, s if factor == 1 else s * factor)
 
 
 @rule("gamma", gamma=0.25, bias="absorb")
@@ -102,7 +104,7 @@ def gamma(ctx: Context) -> Messages:
         if total is not None:
             halves.append((sign, there, here, offset, total))
     if len(halves) == 2:  # z = (P + Q) / (2 + gamma): nothing reads z itself, and the runtime goes on fusing
-        z = (halves[0][-1] + halves[1][-1]) * (1 / (2 + g))
+        z = held(ctx.b, (halves[0][-1] + halves[1][-1]) * (1 / (2 + g)))
         z = z + layer.broadcast_bias(layer.bias) if ignored and layer.bias is not None else z
     else:
         z = layer.output()
@@ -112,8 +114,8 @@ def gamma(ctx: Context) -> Messages:
         layer.absorb_bias(s, offset if isinstance(offset, Tensor) else None)
         sent.append((there, here, s))
     if ignored:
-        shares = [part[2] * half[-1] for part, half in zip(sent, halves, strict=True)]
-        ctx.absorb(lambda: ctx.c * z - ctx.b.add_all(shares), "stabiliser")
+        shares = [ctx.product(part[2], half[-1]) for part, half in zip(sent, halves, strict=True)]
+        ctx.absorb(lambda: ctx.product(ctx.c, z) - ctx.b.add_all(shares), "stabiliser")
     return layer.sent_back(sent)
 
 
@@ -173,10 +175,11 @@ def signed_shares(layer: Layer, alpha: float, beta: float) -> Messages:
         offset = own if isinstance(own, Tensor) else None
         total = layer.total(there, here, offset)
         if total is None:  # no contribution has this sign: its share stays here
-            ctx.absorb(lambda factor=factor: ctx.c * z * factor)  # type: ignore[misc]
+            ctx.absorb(lambda factor=factor: ctx.product(ctx.c, z) * factor)  # type: ignore[misc]
             continue
-        s = ctx.c * quotient(ctx, z, total, eps, sign) * factor
+        s = signal(ctx, z, total, eps, sign, factor)
         layer.absorb_bias(s, offset)
-        ctx.absorb(lambda s=s, t=total, f=factor: ctx.c * z * f - s * t, "stabiliser")  # type: ignore[misc]
+        rest = lambda s=s, t=total, f=factor: ctx.product(ctx.c, z) * f - ctx.product(s, t)  # noqa: E731
+        ctx.absorb(rest, "stabiliser")
         sent.append((there, here, s))
     return layer.sent_back(sent)

@@ -31,5 +31,5 @@ def norm(ctx: Context) -> Messages:
     y = recomputed(ctx, ctx.y) if after is None else after
     size = ctx.b.Abs(y) if after is None else after
     s = c * (size / (size + max(eps, tiny(y))))
-    ctx.absorb(lambda: (c - s) * y, "stabiliser")
+    ctx.absorb(lambda: ctx.product(c - s, y), "stabiliser")
     return homogeneous(replace(ctx, g=[s]))

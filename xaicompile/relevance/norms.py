@@ -13,7 +13,7 @@ def normalised(ctx: Context) -> Messages:
     s = standardised(ctx)
     if ctx.node.has(2):
         ctx.absorb(lambda: ctx.c * channels(ctx, ctx.node.inp(2)))
-    return ctx.only(0, ctx.b.reshape_like(s.detached(ctx, s.arriving(ctx)), ctx.x))
+    return ctx.only(0, s.message(ctx, s.detached(ctx, s.arriving(ctx))))
 
 
 @relevance("LpNormalization")

@@ -6,7 +6,7 @@ from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, rule
 from xaicompile.relevance.layer import Layer
-from xaicompile.relevance.linear import level, quotient
+from xaicompile.relevance.linear import level, signal
 
 AVERAGES = {"MaxPool": "AveragePool", "GlobalMaxPool": "GlobalAveragePool", "ReduceMax": "ReduceMean"}
 
@@ -50,10 +50,10 @@ def shared(layer: Layer, mean: Tensor | None, down: float) -> Messages:
     """Relevance in proportion to what the mean is of; negative inputs count with weight `down`."""
     ctx = layer.ctx
     if mean is None:  # no input is positive
-        ctx.absorb(lambda: ctx.c * ctx.y)
+        ctx.absorb(lambda: ctx.product(ctx.c, ctx.y))
         return ctx.nothing()
-    s = ctx.c * quotient(ctx, ctx.y, mean, level(ctx, mean))
-    ctx.absorb(lambda: ctx.c * ctx.y - s * mean, "stabiliser")
+    s = signal(ctx, ctx.y, mean, level(ctx, mean))
+    ctx.absorb(lambda: ctx.product(ctx.c, ctx.y) - ctx.product(s, mean), "stabiliser")
     return layer.sent_back([(1.0, down, s)])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from xaicompile.half import held
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, elementwise, masked, stop, vjp, zero
 
@@ -33,12 +34,12 @@ elementwise("Tanh", lambda ctx, x, y: 1.0 - y * y, at_zero=0.0)
 elementwise("Erf", lambda ctx, x, y: ctx.b.Exp(-(x * x)) * (2 / math.sqrt(math.pi)), at_zero=0.0)
 elementwise("Softplus", lambda ctx, x, y: ctx.b.Sigmoid(x), at_zero=math.log(2))
 elementwise("Exp", lambda ctx, x, y: y, at_zero=1.0)
-elementwise("Log", lambda ctx, x, y: 1.0 / x)
+elementwise("Log", lambda ctx, x, y: held(ctx.b, 1.0 / x))
 elementwise("Sqrt", lambda ctx, x, y: over_nonzero(ctx, 0.5, y), degree=0.5)
 elementwise("Abs", lambda ctx, x, y: ctx.b.Sign(x), at_zero=0.0, degree=1)
 elementwise("Sin", lambda ctx, x, y: ctx.b.Cos(x), at_zero=0.0)
 elementwise("Cos", lambda ctx, x, y: -ctx.b.Sin(x), at_zero=1.0)
-elementwise("Reciprocal", lambda ctx, x, y: -(y * y))
+elementwise("Reciprocal", lambda ctx, x, y: held(ctx.b, -(y * y)))
 zero("Floor", "Ceil", "Round", "Sign", "Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Not", "And", "Or", "Xor")
 zero("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf", "EyeLike", "MelWeightMatrix")
 zero("Constant", "ConstantOfShape", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
@@ -96,6 +97,7 @@ def gelu(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
     b = ctx.b
     if ctx.attr("approximate", "none") == "tanh":
         k, a = math.sqrt(2 / math.pi), 0.044715
+        x = b.Clip(x, -10.0, 10.0)  # beyond, the derivative is 0 or 1, and powers may be infinite
         t = b.Tanh((x + (x * x * x) * a) * k)
         return (t + 1.0) * 0.5 + x * (1.0 - t * t) * ((x * x) * (3 * a) + 1.0) * (0.5 * k)
     phi = b.Exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
@@ -153,7 +155,7 @@ def mul(ctx: Context) -> Messages:
 @vjp("Div")
 def div(ctx: Context) -> Messages:
     """c/b, -c y/b."""
-    share = ctx.c / ctx.node.inp(1)
+    share = held(ctx.b, ctx.c / ctx.node.inp(1))
     return [share, -(share * ctx.y) if ctx.need[1] else None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xaicompile.half import narrowed, widened
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.registry import Context, Message, Messages, vjp
 from xaicompile.vjp.norms import channels, normalised, of_channels, standardised
@@ -48,14 +49,14 @@ def trained(ctx: Context) -> Messages:
     if g[1] is not None:
         into_x.append(b.expand_like(channels(ctx, g[1] / count * (1 - keep)), ctx.x))
     if g[2] is not None:
-        into_x.append(parts.centred * channels(ctx, g[2] / count * (2 * (1 - keep))))
+        into_x.append(parts.message(ctx, parts.centred) * channels(ctx, g[2] / count * (2 * (1 - keep))))
     into_running = [None if c is None else c * keep for c in g[1:]]
     return [b.add_all(into_x), *messages[1:], *into_running]
 
 
 def layer_norm_parts(ctx: Context) -> tuple[list[int], Tensor, Tensor]:
-    """Normalised axes, x - mean and 1/sd of a LayerNormalization, recomputed from its input."""
-    b, x = ctx.b, ctx.x
+    """Normalised axes, x - mean and 1/sd of a LayerNormalization, recomputed from its input; float32 at least."""
+    b, x = ctx.b, widened(ctx.b, ctx.x)
     rank = rank_of(x)
     axes = list(range(int(ctx.attr("axis")) % rank, rank))
     centred = x - b.mean_axes(x, axes)
@@ -71,19 +72,19 @@ def layer_norm(ctx: Context) -> Messages:
     n = centred * inverse
     of_statistics = layer_norm_statistics(ctx, n, inverse)
     if ctx.g[0] is None:
-        return ctx.only(0, of_statistics)
-    into_scale = ctx.c * n if ctx.need[1] else None
+        return ctx.only(0, None if of_statistics is None else narrowed(b, of_statistics, ctx.x))
+    into_scale = ctx.c * narrowed(b, n, ctx.x) if ctx.need[1] else None
     into_bias = ctx.c if len(ctx.need) > 2 and ctx.need[2] else None
-    u = ctx.c * ctx.node.inp(1)
+    u = widened(b, ctx.c) * widened(b, ctx.node.inp(1))
     into_x = (u - b.mean_axes(u, axes) - n * b.mean_axes(u * n, axes)) * inverse
     into_x = into_x if of_statistics is None else into_x + of_statistics
-    return [into_x, into_scale, into_bias][: len(ctx.node.x)]
+    return [narrowed(b, into_x, ctx.x), into_scale, into_bias][: len(ctx.node.x)]
 
 
 def layer_norm_statistics(ctx: Context, n: Tensor, inverse: Tensor) -> Tensor | None:
     """What comes in through the mean and 1/sd, where they are outputs that somebody reads."""
     b, parts = ctx.b, []
-    into_mean, into_inverse = (None if g is None else like(b, g, ctx.x) for g in [*ctx.g, None, None][1:3])
+    into_mean, into_inverse = (None if g is None else narrowed(b, g, n) for g in [*ctx.g, None, None][1:3])
     if into_mean is not None:
         parts.append(b.expand_like(into_mean / elements(ctx, into_mean), ctx.x))
     if into_inverse is not None:
@@ -93,9 +94,4 @@ def layer_norm_statistics(ctx: Context, n: Tensor, inverse: Tensor) -> Tensor | 
 
 def elements(ctx: Context, of_each: Tensor) -> Tensor:
     """How many elements of the input belong to one of these."""
-    return ctx.b.CastLike(ctx.b.Div(ctx.b.Size(ctx.x), ctx.b.Size(of_each)), ctx.x)
-
-
-def like(b: Builder, t: Tensor, x: Tensor) -> Tensor:
-    """t in the type of x; the statistics have a type of their own."""
-    return t if t.dtype == x.dtype else b.CastLike(t, x)
+    return ctx.b.CastLike(ctx.b.Div(ctx.b.Size(ctx.x), ctx.b.Size(of_each)), of_each)

@@ -1,6 +1,8 @@
 """Normalisations over one sample: exact transposes, and what LRP needs of them.
 
-Each standardises groups of values: n = (x - mean) / sd, or n = x / rms, after which scale and bias may follow.
+Each standardises groups of values: n = (x - mean) / sd, or n = x / rms, after which scale and bias may follow. For
+half precision this is done in float32, as runtimes do: squares of values above 256 would be infinite there, and an
+epsilon of 1e-12 nothing.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xaicompile.half import narrowed, widened
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Message, Messages, vjp
 from xaicompile.vjp.reduce import over
@@ -16,7 +19,7 @@ from xaicompile.vjp.shape import in_groups, rank_of
 
 @dataclass(frozen=True)
 class Standardised:
-    """What is standardised, recomputed from the input.
+    """What is standardised, recomputed from the input; all in float32 at least.
 
     Attributes:
         x: The data, groups brought together on `axes`.
@@ -47,17 +50,21 @@ class Standardised:
 
     def arriving(self, ctx: Context) -> Tensor:
         """What arrives at n, in the shape of x here."""
-        u = ctx.c if self.scale is None else ctx.c * self.scale
-        return ctx.b.reshape_like(u, self.x)
+        c = widened(ctx.b, ctx.c)
+        return ctx.b.reshape_like(c if self.scale is None else c * self.scale, self.x)
+
+    def message(self, ctx: Context, m: Tensor) -> Tensor:
+        """A message for x in its own shape and type."""
+        return narrowed(ctx.b, ctx.b.reshape_like(m, ctx.x), ctx.x)
 
 
 def standardised(ctx: Context) -> Standardised:
     """Reads a normalisation."""
-    b, x, op = ctx.b, ctx.x, ctx.node.op
+    b, x, op = ctx.b, widened(ctx.b, ctx.x), ctx.node.op
     rank = rank_of(x)
     scale: Tensor | None = None
     if op == "GroupNormalization":
-        x, scale = grouped(ctx), channels(ctx, ctx.node.inp(1))
+        x, scale = grouped(ctx, x), channels(ctx, ctx.node.inp(1))
         axes = [2]
     elif op == "BatchNormalization":  # in training mode
         axes, scale = [0, *range(2, rank)], channels(ctx, ctx.node.inp(1))
@@ -74,12 +81,12 @@ def standardised(ctx: Context) -> Standardised:
         inverse = 1.0 / (b.Sqrt(squares) + 1e-9)
     else:
         inverse = 1.0 / b.Sqrt(squares + float(ctx.attr("epsilon")))
-    return Standardised(x, axes, centred, inverse, scale, has_mean)
+    return Standardised(x, axes, centred, inverse, None if scale is None else widened(b, scale), has_mean)
 
 
-def grouped(ctx: Context) -> Tensor:
+def grouped(ctx: Context, x: Tensor) -> Tensor:
     """[N, groups, rest]."""
-    return in_groups(ctx.b, ctx.x, int(ctx.attr("num_groups")))
+    return in_groups(ctx.b, x, int(ctx.attr("num_groups")))
 
 
 def channels(ctx: Context, v: Tensor) -> Tensor:
@@ -95,7 +102,7 @@ def channels(ctx: Context, v: Tensor) -> Tensor:
 def normalised(ctx: Context) -> Messages:
     """(u - mean(u) - n mean(u n)) / sd with u = c scale; scale gets c n, bias c, each summed over all else."""
     s = standardised(ctx)
-    messages: list[Message] = [ctx.b.reshape_like(s.into(ctx, s.arriving(ctx)), ctx.x)]
+    messages: list[Message] = [s.message(ctx, s.into(ctx, s.arriving(ctx)))]
     if len(ctx.need) > 1:
         messages += [into_scale(ctx, s) if ctx.need[1] else None]
     if len(ctx.need) > 2:
@@ -105,7 +112,7 @@ def normalised(ctx: Context) -> Messages:
 
 def into_scale(ctx: Context, s: Standardised) -> Tensor:
     """c n, summed by channel; where the scale broadcasts by itself, the loop sums."""
-    product = ctx.c * ctx.b.reshape_like(s.centred * s.inverse, ctx.x)
+    product = ctx.c * s.message(ctx, s.centred * s.inverse)
     return product if ctx.node.op == "RMSNormalization" else of_channels(ctx, product)
 
 

@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from xaicompile.half import narrowed, widened
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, vjp
 from xaicompile.vjp.linear import Window, conv_transposed, window_of
@@ -122,13 +123,13 @@ def axis_counts(ctx: Context, window: Window, axis: int, end: int) -> Tensor:
 @vjp("LRN")
 def lrn(ctx: Context) -> Messages:
     """c d^-beta - 2 alpha beta/size x W'(c x d^(-beta-1)), with d the denominator's base and W the channel window."""
-    b, x, c = ctx.b, ctx.x, ctx.c
+    b, x, c = ctx.b, widened(ctx.b, ctx.x), widened(ctx.b, ctx.c)  # squares above 65504 are infinite in half precision
     size, alpha, beta = int(ctx.attr("size")), float(ctx.attr("alpha")), float(ctx.attr("beta"))
     before = (size - 1) // 2
     d = channel_sums(b, x * x, size, before) * (alpha / size) + float(ctx.attr("bias"))
     power = b.Pow(d, -beta)
     inner = channel_sums(b, c * x * (power / d), size, size - 1 - before)
-    return [c * power - x * inner * (2 * alpha * beta / size)]
+    return [narrowed(b, c * power - x * inner * (2 * alpha * beta / size), ctx.x)]
 
 
 def channel_sums(b: Builder, t: Tensor, size: int, before: int) -> Tensor:
