@@ -120,7 +120,8 @@ def expected_gradients(job: Job) -> Result:
 
 def array_of_samples(value: object, t: Tensor) -> np.ndarray:
     """A background set: one sample more or less along axis 0."""
-    numbers = array_of("background", value, t)
+    one = Tensor(t.var, t.builder, t.dtype, None if t.shape is None else (None, *t.shape[1:]))
+    numbers = array_of("background", value, one)
     if numbers.ndim != (t.rank or numbers.ndim):
         raise RuleError(f"parameter 'background': an array of samples like {t!r}, not of shape {list(numbers.shape)}")
     return numbers
