@@ -378,7 +378,7 @@ def test_what_is_no_tensor_inside_a_loop_is_refused_by_name() -> None:
         none = SequenceEmpty()
         all = Loop (count, , none) <body = step (int64 i, bool c, seq(float[N,3]) v) => (bool c2, seq(float[N,3]) v2) {
             c2 = Identity(c)
-            v2 = SequenceInsert(v, x)
+            v2 = SequenceInsert(v, x, i)
         }>
         y = ConcatFromSequence<axis=0>(all)"""
     with pytest.raises(UnsupportedError, match=r"no rule for .* nodes.*: .*SequenceInsert"):

@@ -20,6 +20,7 @@ from xaicompile.passes.sequences import SEQUENCES
 
 X = "float[N,6,4] x"
 INTEGERS = {f"i{n}": np.asarray(n) for n in range(5)} | {"last": np.asarray(-1), "ones": np.asarray([1, 2, 3])}
+INTEGERS["first"] = np.asarray([1])
 
 CASES = {
     "chunks": (X, "q = SplitToSequence<axis=1>(x, i2)\na = SequenceAt(q, i0)\nb = SequenceAt(q, last)\ny = Mul(a, b)"),
@@ -52,6 +53,32 @@ CASES = {
                                "else_branch = k () => (float[N,6,4] b) { b = Neg(x) }>"),
     "a list that may be missing": (X, "q = SequenceConstruct(x, x)\no = Optional(q)\nt = OptionalGetElement(o)\n"
                                       "a = SequenceAt(t, i1)\ny = Sin(a)"),
+    "a list of each step's, stacked": (X, """
+        e = SequenceEmpty()
+        h0 = ReduceSum<keepdims=0>(x, first)
+        q, h = Loop (i3, , e, h0) <body = step (int64 i, bool c, seq(float[N,4]) v, float[N,4] h1)
+                                          => (bool c2, seq(float[N,4]) v2, float[N,4] h2) {
+            c2 = Identity(c)
+            r = Gather<axis=1>(x, i)
+            t = Mul(r, h1)
+            h2 = Sin(t)
+            v2 = SequenceInsert(v, h2)
+        }>
+        a = ConcatFromSequence<axis=1, new_axis=1>(q)
+        b = SequenceAt(q, last)
+        d = Unsqueeze(b, first)
+        g = Mul(a, d)
+        f = Unsqueeze(h, first)
+        y = Add(g, f)"""),
+    "a list of each step's, side by side": (X, """
+        e = SequenceEmpty()
+        q = Loop (i3, , e) <body = step (int64 i, bool c, seq(float[N,4]) v) => (bool c2, seq(float[N,4]) v2) {
+            c2 = Identity(c)
+            r = Gather<axis=1>(x, i)
+            h = Sin(r)
+            v2 = SequenceInsert(v, h)
+        }>
+        y = ConcatFromSequence<axis=-1>(q)"""),
     "in a branch": (f"{X}, bool flag", """
         y = If(flag) <
             then_branch = yes () => (float[N,6,4] a) {

@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from xaicompile.bodies.record import Recorder, infer
 from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import fold
 from xaicompile.ir import Builder, Program, Tensor, View
-from xaicompile.ir.body import inlined
+from xaicompile.ir.body import control, inlined
+from xaicompile.ir.graph import captured_names
+from xaicompile.vjp.shape import size_of, sized
 
 AMBIGUOUS = "keepdims=0 beside a size: the standard ignores it, ONNX Runtime does not; leave out the size, which is 1"
 
@@ -37,7 +41,31 @@ class Chunks:
         return b.Squeeze(part, [self.axis]) if self.squeezed else part
 
 
-Members = list[Tensor] | Chunks
+@dataclass(frozen=True)
+class Stack:
+    """One tensor for each step of a loop, stacked along axis 0; how many there are is not known."""
+
+    x: Tensor
+
+    def at(self, b: Builder, i: int) -> Tensor:
+        """One of them."""
+        return b.Gather(self.x, b.const(np.asarray(i, np.int64)), axis=0)
+
+    def joined(self, b: Builder, axis: int, new_axis: bool) -> Tensor | None:
+        """All of them side by side, along an axis of theirs or a new one."""
+        rank = self.x.rank
+        if rank is None:
+            return None
+        at = axis % (rank if new_axis else rank - 1)
+        moved = b.Transpose(self.x, perm=[*range(1, at + 1), 0, *range(at + 1, rank)])
+        if new_axis:
+            return moved
+        behind = [b.shape_of(moved, at + 2)] if at + 2 < rank else []
+        front = [b.shape_of(moved, 0, at)] if at else []
+        return sized(b, moved, [*front, size_of(b, moved, at, at + 2), *behind])
+
+
+Members = list[Tensor] | Chunks | Stack
 
 
 def run(p: Program) -> bool:
@@ -218,20 +246,23 @@ def at(state: Sequences, view: View) -> bool:
     i, found = position(view, 1, None), state.known.get(view.inp(0).name)
     if i is None or found is None:
         return False
-    if isinstance(found, Chunks):
-        chunks = found
-        return state.becomes(view, lambda b: chunks.at(b, i))
+    if isinstance(found, Chunks | Stack):
+        cut = found
+        return state.becomes(view, lambda b: cut.at(b, i))
     return -len(found) <= i < len(found) and state.becomes(view, lambda _: found[i])
 
 
 def concat(state: Sequences, view: View) -> bool:
     """All members side by side, along an axis of theirs or a new one."""
-    found, axis = state.members(view.x[0]), int(view.attr("axis"))
+    found, axis, new = state.members(view.x[0]), int(view.attr("axis")), bool(view.attr("new_axis"))
+    stack = state.known.get(view.inp(0).name)
+    if isinstance(stack, Stack):
+        return state.becomes(view, lambda b: stack.joined(b, axis, new))
     if not found:
         return False
 
     def make(b: Builder) -> Tensor:
-        parts = [b.Unsqueeze(t, [axis]) for t in found] if view.attr("new_axis") else found
+        parts = [b.Unsqueeze(t, [axis]) for t in found] if new else found
         return b.Concat(*parts, axis=axis)
 
     return state.becomes(view, make)
@@ -285,9 +316,60 @@ def get_element(state: Sequences, view: View) -> bool:
     return held is not None and state.becomes(view, lambda _: held)
 
 
+def loop(state: Sequences, view: View) -> bool:
+    """A list that each step appends to is an output of every step, if it is empty before."""
+    b, graph = state.p.builder, view.attrs["body"]
+    lists = [k for k in range(view.own - 2) if state.members(view.x[2 + k]) == [] and appended(graph, k) is not None]
+    if not lists:
+        return False
+    body = onnx.GraphProto()
+    body.CopyFrom(graph)
+    kept = [k for k in range(view.own - 2) if k not in lists]
+    new = [stated(graph.output[1 + k], f"{appended(graph, k)}/each") for k in lists]
+    copies = [helper.make_node("Identity", [appended(graph, k)], [o.name]) for k, o in zip(lists, new, strict=True)]
+    nodes = [n for n in graph.node if n.output[0] not in {graph.output[1 + k].name for k in lists}]
+    del body.node[:], body.input[:], body.output[:]
+    body.node.extend([*nodes, *copies])
+    body.input.extend([*graph.input[:2], *(graph.input[2 + k] for k in kept)])
+    results = [graph.output[0], *(graph.output[1 + k] for k in kept), *graph.output[view.own - 1 :]]
+    body.output.extend([*results, *new])
+    own = [*view.x[:2], *(view.x[2 + k] for k in kept)]
+    node = helper.make_node("Loop", ["" if x is None else x.name for x in own], [], body=body)
+    node.output.extend(f"y{i}" for i in range(len(body.output) - 1))
+    captured = {n: t for n, t in zip(view.captured, view.x[view.own :], strict=True) if t is not None}
+    with b.scope(view.name):
+        made = control(b, node, own, captured)
+    y = [view.y[k] for k in kept] + list(view.y[view.own - 2 :])
+    stacks = made[len(y) :]
+    state.views.append(view.varied(x=[*own, *view.x[view.own :]], y=[*y, *stacks], attrs={**view.attrs, "body": body}))
+    for k, t in zip(lists, stacks, strict=True):
+        held = view.y[k]
+        if held is not None:
+            state.known[held.name] = Stack(t)
+    return True
+
+
+def appended(graph: onnx.GraphProto, k: int) -> str | None:
+    """What each step appends to state k; None if it does something else to it."""
+    before, after = graph.input[2 + k].name, graph.output[1 + k].name
+    readers = [n for n in graph.node if before in (*n.input, *captured_names(n))]
+    if len(readers) != 1 or readers[0].op_type != "SequenceInsert" or readers[0].output[0] != after:
+        return None
+    x = readers[0].input
+    given_out = sum(o.name == after for o in graph.output) + sum(o.name == before for o in graph.output)
+    elsewhere = any(after in (*n.input, *captured_names(n)) for n in graph.node)
+    return x[1] if x[0] == before and not any(x[2:]) and given_out == 1 and not elsewhere else None
+
+
+def stated(o: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    """A member of a sequence as an output of its own."""
+    return onnx.ValueInfoProto(name=name, type=o.type.sequence_type.elem_type)
+
+
 HANDLERS: dict[str, Callable[[Sequences, View], bool]] = {
     "ConcatFromSequence": concat,
     "Identity": identity,
+    "Loop": loop,
     "Optional": optional,
     "OptionalGetElement": get_element,
     "OptionalHasElement": has_element,
@@ -300,4 +382,4 @@ HANDLERS: dict[str, Callable[[Sequences, View], bool]] = {
     "SequenceMap": mapped,
     "SplitToSequence": split,
 }
-SEQUENCES = set(HANDLERS) - {"Identity", "OptionalGetElement"}  # ops that nothing else covers
+SEQUENCES = set(HANDLERS) - {"Identity", "Loop", "OptionalGetElement"}  # ops that nothing else covers
