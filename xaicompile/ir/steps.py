@@ -83,8 +83,10 @@ def replayed(b: Builder, views: Sequence[View], known: dict[str, Tensor]) -> lis
     """
     made: list[View] = []
     for view in views:
-        if view.domain or view.op in RANDOM:
-            reason = "it is random and can't be run once more" if not view.domain else f"its domain is {view.domain}"
+        rounded = view.op == "QuantizeLinear" and len(view.x) == 1  # what the prediction rounded, as floats
+        if view.domain or rounded or view.op in RANDOM:
+            why = "is quantised" if rounded else "is random"
+            reason = f"it {why} and can't be run once more" if not view.domain else f"its domain is {view.domain}"
             kind = "domain" if view.domain else "no rule"
             raise UnsupportedError(
                 f"{view}: {reason}", (Gap(view.name, view.op, view.domain, view.since, kind, reason),)
