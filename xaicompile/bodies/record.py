@@ -12,6 +12,7 @@ from xaicompile.facts import fold
 from xaicompile.ir import Program, Tensor, View
 from xaicompile.ir.body import BODIES, Body
 from xaicompile.ir.build import merged
+from xaicompile.ir.graph import Shape
 
 PLAIN = (int, float, str, bytes, list, tuple)
 
@@ -106,4 +107,13 @@ def infer(p: Program, view: View) -> None:
         return
     for y, (dtype, shape) in zip(view.y, found, strict=True):
         if y is not None:
-            y.dtype, y.shape = y.dtype or dtype, merged(shape, y.shape)
+            y.dtype, y.shape = y.dtype or dtype, undisputed(shape, y.shape)
+
+
+def undisputed(computed: Shape | None, stated: Shape | None) -> Shape | None:
+    """What is known of a shape; nothing of sizes in which the two differ, since inference may be wrong as well."""
+    both = merged(computed, stated)
+    if both is None or computed is None or stated is None or len(computed) != len(stated):
+        return both
+    pairs = zip(computed, stated, both, strict=True)
+    return tuple(None if isinstance(a, int) and isinstance(b, int) and a != b else c for a, b, c in pairs)
