@@ -224,3 +224,30 @@ def test_an_output_whose_stated_shape_is_wrong() -> None:
     model.graph.node[0].output[0] = "y"  # three columns
     out = run(compile_model(model, "gradient", target=2).model, X)
     np.testing.assert_array_equal(out["relevance"], [weight(4, 3)[:, 2]] * 3)
+
+
+def test_a_loop_behind_an_op_whose_type_only_its_body_tells() -> None:
+    """As the distances of skl2onnx's Gaussian process, whose Scan stands behind a Scaler."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Scaler", ["x"], ["s"], name="scaler", domain=DOMAIN, offset=[0.5], scale=[2.0]),
+        helper.make_node(
+            "Scan", ["s", "others"], ["same", "d"], name="scan", num_scan_inputs=1,
+            body=helper.make_graph(
+                [helper.make_node("Identity", ["a"], ["b"]), helper.make_node("Sub", ["a", "o"], ["c"]),
+                 helper.make_node("ReduceSumSquare", ["c", "last"], ["e"], keepdims=0)],
+                "step", [value("a", TensorProto.FLOAT, [None, None]), value("o", TensorProto.FLOAT, [None])],
+                [value("b", TensorProto.FLOAT, [None, None]), value("e", TensorProto.FLOAT, [None])],
+                [numpy_helper.from_array(np.asarray([1]), "last")],
+            ),
+        ),
+        helper.make_node("Gather", ["d", "some"], ["g"], name="gather", axis=0),
+        helper.make_node("Transpose", ["g"], ["y"], name="turn", perm=[1, 0]),
+    ]  # fmt: skip
+    ends = [value("x", TensorProto.FLOAT, ["N", 4]), value("y", TensorProto.FLOAT, ["N", 2])]
+    held = [numpy_helper.from_array(VECTORS, "others"), numpy_helper.from_array(np.asarray([1, 3]), "some")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], held)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    out = run(compile_model(model, "gradient", target=1).model, X)
+    np.testing.assert_allclose(out["relevance"], 4 * (2 * (X["x"] - 0.5) - VECTORS[3]), rtol=1e-5)

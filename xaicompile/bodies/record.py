@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 from xaicompile.facts import fold
 from xaicompile.ir import Program, Tensor, View
-from xaicompile.ir.body import BODIES, Body
+from xaicompile.ir.body import BODIES, Body, types_of
 from xaicompile.ir.build import merged
 from xaicompile.ir.graph import Shape
+from xaicompile.ir.model import CONTROL
 
 PLAIN = (int, float, str, bytes, list, tuple)
 
@@ -97,12 +98,17 @@ def infer(p: Program, view: View) -> None:
     """
     stated = {t.name for t in p.outputs}
     lacking = [y for y in view.y if y is not None and (y.dtype is None or y.shape is None or y.name in stated)]
-    if not lacking or view.domain or not all(isinstance(v, PLAIN) for v in view.attrs.values()):
+    plain = all(isinstance(v, PLAIN) for v in view.attrs.values())
+    if not lacking or view.domain or not (plain or view.op in CONTROL):
         return
     if any(x is not None and x.dtype is None for x in view.x):
         return
     try:
-        found = p.builder.infer(view.op, len(view.y), view.x, view.attrs)
+        if plain:
+            found = p.builder.infer(view.op, len(view.y), view.x, view.attrs)
+        else:
+            captured = {name: t for name, t in zip(view.captured, view.x[view.own :], strict=True) if t is not None}
+            found = types_of(p.builder, view.op, view.attrs, view.x[: view.own], captured)
     except Exception:  # what can't be inferred stays unknown
         return
     for y, (dtype, shape) in zip(view.y, found, strict=True):
