@@ -23,6 +23,7 @@ CASES: list[Case] = [
     case("DFT", "inverse to real, odd", real(1, 4, 2), number(7), inverse=1, onesided=1, half=False, runtime=False),
     case("DFT", "opset 17", real(2, 3, 4, 1), axis=2, opset=17, half=False),
     case("STFT", "window", real(2, 12, 1), number(3), weight(4), onesided=1, half=False),
+    case("STFT", "one sided by default", real(1, 12, 1), number(4), None, number(6), half=False),
     case("STFT", "window as data", real(1, 10, 1), number(2), real(5), number(5), onesided=1, half=False),
     case("STFT", "no window, complex", real(1, 9, 2), number(3), None, number(4), onesided=0, half=False),
     case("Det", "one", real(3, 1, 1), half=False),

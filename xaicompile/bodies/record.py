@@ -14,6 +14,7 @@ from xaicompile.ir.body import BODIES, Body, types_of
 from xaicompile.ir.build import merged
 from xaicompile.ir.graph import Shape
 from xaicompile.ir.model import CONTROL
+from xaicompile.ir.types import MISREAD
 
 PLAIN = (int, float, str, bytes, list, tuple)
 
@@ -105,7 +106,7 @@ def infer(p: Program, view: View) -> None:
         return
     try:
         if plain:
-            found = p.builder.infer(view.op, len(view.y), view.x, view.attrs)
+            found = p.builder.infer(view.op, len(view.y), view.x, {**MISREAD.get(view.op, {}), **view.attrs})
         else:
             captured = {name: t for name, t in zip(view.captured, view.x[view.own :], strict=True) if t is not None}
             found = types_of(p.builder, view.op, view.attrs, view.x[: view.own], captured)

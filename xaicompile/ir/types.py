@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 LIKE_INPUT = {"GroupNormalization"}  # ops without inference whose output has the first input's type and shape
+MISREAD = {"STFT": {"onesided": 1}}  # attributes whose default ONNX's inference takes for another value
 FEW = 64  # elements of a shape, or of what one is worked out from
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
@@ -19,6 +20,24 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Where that leaves a rank open, arithmetic on constants (which inference does not do) is worked out beforehand.
     """
+    silent = {i: unsaid(node) for i, node in enumerate(model.graph.node) if unsaid(node)}
+    for i, defaults in silent.items():
+        model.graph.node[i].attribute.extend(defaults)
+    model = with_types(model)
+    for i, defaults in silent.items():
+        del model.graph.node[i].attribute[-len(defaults) :]
+    return model
+
+
+def unsaid(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
+    """The attributes to spell out for inference."""
+    defaults = {} if node.domain not in ("", "ai.onnx") else MISREAD.get(node.op_type, {})
+    said = {a.name for a in node.attribute}
+    return [helper.make_attribute(k, v) for k, v in defaults.items() if k not in said]
+
+
+def with_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with what inference finds."""
     while True:
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         graph = model.graph
