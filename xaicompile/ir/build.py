@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from xaicompile.errors import ModelError
 from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, schema_of
+from xaicompile.ir.types import LIKE_INPUT
 
 Typed = tuple[np.dtype[Any] | None, Shape | None]
 SMALL = 4096  # constants up to this many elements are known by value
@@ -132,6 +133,8 @@ class Builder:
         assert schema is not None, f"{op} is not an op of opset {self.opset}"
         if any(t is not None and t.dtype is None for t in x):
             return [(None, None)] * outputs
+        if op in LIKE_INPUT and x[0] is not None:
+            return [(x[0].dtype, x[0].shape)]
         values = [t.value if t is not None and decides_shapes(t) else None for t in x]
         signature = tuple(
             t and (t.dtype, t.shape, v if v is None else v.tobytes()) for t, v in zip(x, values, strict=True)

@@ -9,6 +9,7 @@ from xaicompile.composite import Composite
 from xaicompile.direct import Made, Wanted
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Given
+from xaicompile.half import held
 from xaicompile.ir import Program
 from xaicompile.methods import noise, occlusion, path, randomly, reference
 from xaicompile.methods.job import Job
@@ -36,7 +37,7 @@ def by_method(
     extra: dict[str, np.ndarray] = {}
     for seed in seeds.each:
         job = Job(p, rules, end, inputs, seed, chunk=chunk or 1)
-        found = registry.METHODS[rules.method](job)
+        found = {name: held(p.builder, t) for name, t in registry.METHODS[rules.method](job).items()}
         made.append(relevance_outputs(p.builder, inputs, [], found))
         chosen, extra = job.ruled or chosen, extra | job.extra
         seeds.notes += [note for note in job.notes if note not in seeds.notes]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from xaicompile.errors import RuleError
-from xaicompile.ir import Tensor
+from xaicompile.half import held, narrowed, widened
+from xaicompile.ir import Builder, Tensor
 from xaicompile.ir.steps import StepBuilder
 from xaicompile.methods.job import Job, Result, Step, over_steps
 from xaicompile.registry import method
@@ -30,7 +31,7 @@ def width(job: Job, t: Tensor) -> Tensor:
         return b.const(np.asarray(sigma, t.dtype))
     axes = list(range(1 if job.seed.batched else 0, t.rank or 1))
     ends = [b.op(f"Reduce{end}", t, axes, keepdims=1) for end in ("Max", "Min")]
-    return (ends[0] - ends[1]) * sigma
+    return held(b, (ends[0] - ends[1]) * sigma)
 
 
 def noisy(
@@ -42,7 +43,10 @@ def noisy(
 
 
 def averaged(job: Job, powers: Sequence[int]) -> list[list[Tensor]]:
-    """For each power the mean over noisy inputs of the rule set's result to that power, for each start."""
+    """For each power the mean over noisy inputs of the rule set's result to that power, for each start.
+
+    In float32 for half precision.
+    """
     samples, starts, outer = job.count("samples"), job.starts, job.p.builder
     if job.parameter("sigma") < 0:
         raise RuleError(f"parameter 'sigma' is {job.parameter('sigma')}; it must not be negative")
@@ -52,26 +56,32 @@ def averaged(job: Job, powers: Sequence[int]) -> list[list[Tensor]]:
         return noisy(b, clean, noise, wide, args[0])
 
     def summed(b: StepBuilder, step: Step) -> list[Tensor]:
-        return [(r if power == 1 else r * r) * (1 / samples) for power in powers for r in step.found]
+        found = [widened(b, r) for r in step.found]
+        return [(r if power == 1 else squared(b, r)) * (1 / samples) for power in powers for r in found]
 
-    sums = [job.zeros(s) for _ in powers for s in starts]
+    sums = [outer.zeros_like(widened(outer, s)) for _ in powers for s in starts]
     index = outer.const(np.arange(samples, dtype=np.int64))
     means = over_steps(job, [index], sums, points, summed, kind=job.rules.output)
     return [list(means[i * len(starts) : (i + 1) * len(starts)]) for i in range(len(powers))]
+
+
+def squared(b: Builder, t: Tensor) -> Tensor:
+    """The square, held at the largest number of its type."""
+    return b.Min(t * t, float(np.finfo(t.dtype or np.float32).max))
 
 
 @method("smoothgrad", **NOISE)
 def smoothgrad(job: Job) -> Result:
     """The mean over noisy inputs (Smilkov et al. 2017)."""
     (mean,) = averaged(job, [1])
-    return {s.name: m for s, m in zip(job.starts, mean, strict=True)}
+    return {s.name: narrowed(job.p.builder, m, s) for s, m in zip(job.starts, mean, strict=True)}
 
 
 @method("gradient-squared", **NOISE)
 def gradient_squared(job: Job) -> Result:
     """The mean square over noisy inputs (Hooker et al. 2019)."""
     (square,) = averaged(job, [2])
-    return {s.name: m for s, m in zip(job.starts, square, strict=True)}
+    return {s.name: narrowed(job.p.builder, m, s) for s, m in zip(job.starts, square, strict=True)}
 
 
 @method("vargrad", **NOISE)
@@ -79,4 +89,4 @@ def vargrad(job: Job) -> Result:
     """The variance over noisy inputs (Adebayo et al. 2018)."""
     mean, square = averaged(job, [1, 2])
     b = job.p.builder
-    return {s.name: b.Relu(q - m * m) for s, m, q in zip(job.starts, mean, square, strict=True)}
+    return {s.name: narrowed(b, b.Relu(q - squared(b, m)), s) for s, m, q in zip(job.starts, mean, square, strict=True)}
