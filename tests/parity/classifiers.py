@@ -103,7 +103,7 @@ def measured(name: str, exporter: str) -> Row:
         row.nodes, row.compile_ms_per_node, row.read_ms = compile_time(path)
         compile_model(path, "gradient").save(Path(folder) / "explained.onnx")
         for row.images, x in enumerate(images, 1):  # one copy of the weights at a time: the largest have 2.5 GB
-            model = model or build(name)
+            model = (model or build(name)).requires_grad_(False)  # not before: the exporters would see other ops
             ours, (true, target) = gradient(model, x)[0], gradient(model.double(), x.double())
             model = None
             predicted = session(path).run(None, {"x": x.numpy()})[0]
