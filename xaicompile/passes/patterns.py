@@ -96,6 +96,8 @@ HALF, ONE = C(0.5), C(1.0)
 ERF = [Op("Erf", Op("Div", X, C(math.sqrt(2)))), Op("Erf", Op("Mul", X, C(math.sqrt(0.5))))]
 CUBES = [Op("Pow", X, C(3.0)), Op("Mul", X, Op("Mul", X, X)), Op("Mul", Op("Mul", X, X), X)]
 INNER = [Op("Mul", Op("Add", X, Op("Mul", cube, C(0.044715))), C(math.sqrt(2 / math.pi))) for cube in CUBES]
+SQUARES = [Op("Mul", Op("Mul", X, C(0.044715)), X), Op("Mul", C(0.044715), Op("Mul", X, X))]
+INNER += [Op("Mul", Op("Mul", X, C(math.sqrt(2 / math.pi))), Op("Add", ONE, square)) for square in SQUARES]
 SIX = [Op("Clip", Op("Add", X, C(3.0)), C(0.0), C(6.0)), Op("Min", Op("Max", Op("Add", X, C(3.0)), C(0.0)), C(6.0))]
 SIXTH = [Op("Div", s, C(6.0)) for s in SIX] + [Op("Mul", s, C(1 / 6)) for s in SIX]
 
@@ -120,6 +122,25 @@ Make = Callable[[Match, Tensor], View | None]
 def activation(op: str, **attrs: float | str) -> Make:
     """A view of one data input."""
     return lambda match, y: View(op, [match.bound["x"]], [y], attrs=dict(attrs))
+
+
+def swish(match: Match, y: Tensor) -> View | None:
+    """x Sigmoid(alpha x), which is also known as quick GELU for alpha = 1.702, if alpha is one number."""
+    alpha = match.bound["alpha"].value
+    if alpha is None or alpha.size != 1:
+        return None
+    return View("Swish", [match.bound["x"]], [y], attrs={"alpha": float(alpha.reshape(-1)[0])})
+
+
+def softmax(match: Match, y: Tensor) -> View | None:
+    """Softmax, if sum and maximum run over the same axis."""
+    x = match.bound["x"]
+    reductions = [v for v in match.views if v.op in ("ReduceSum", "ReduceMax")]
+    axes = {reduced_axes(v, x.rank) for v in reductions}
+    (over,) = axes if len(axes) == 1 else (None,)
+    if over is None or len(over) != 1 or not all(v.attr("keepdims") for v in reductions):
+        return None
+    return View("Softmax", [x], [y], attrs={"axis": over[0]})
 
 
 def hard_sigmoid_check(match: Match, y: Tensor) -> View | None:
@@ -201,6 +222,7 @@ def reduced_axes(view: View, rank: int | None) -> tuple[int, ...] | None:
     return tuple(sorted(int(a) % rank for a in view.inp(1).value.reshape(-1)))  # type: ignore[union-attr]
 
 
+EXPONENTIALS = [Op("Exp", Op("Sub", X, Op("ReduceMax", X))), Op("Exp", X)]
 SHIFTED = [Op("Add", s, C(name="bias")) for s in scaled(NORMED)]
 
 # Larger patterns stand before those that they contain.
@@ -208,12 +230,14 @@ PATTERNS: list[tuple[Pattern, Make]] = [
     *((t, activation("Gelu", approximate="none")) for t in halved_product(ERF)),
     *((t, activation("Gelu", approximate="tanh")) for t in halved_product([Op("Tanh", i) for i in INNER])),
     (Op("Mul", X, Op("Sigmoid", X)), activation("Swish", alpha=1.0)),
+    (Op("Mul", X, Op("Sigmoid", Op("Mul", X, C(name="alpha")))), swish),
     (Op("Mul", X, Op("Tanh", Op("Softplus", X))), activation("Mish")),
     (Op("Mul", X, Op("HardSigmoid", X)), hard_sigmoid_check),
     *((Op("Mul", X, s), activation("HardSwish")) for s in SIXTH),
     *((Op("Div", Op("Mul", X, s), C(6.0)), activation("HardSwish")) for s in SIX),
     *((Op("Mul", Op("Mul", X, s), C(1 / 6)), activation("HardSwish")) for s in SIX),
     *((s, activation("HardSigmoid", alpha=1 / 6, beta=0.5)) for s in SIXTH),
+    *((Op("Div", e, Op("ReduceSum", e)), softmax) for e in EXPONENTIALS),
     *((t, normalisation("LayerNormalization")) for t in (*SHIFTED, *scaled(NORMED), *NORMED)),
     *((t, normalisation("RMSNormalization")) for t in (*scaled(RMS_NORMED), *RMS_NORMED)),
 ]
