@@ -51,6 +51,7 @@ ATTENTION = {
 }
 GATED = {
     "swish": "gs = Sigmoid(g)  a = Mul(g, gs)",
+    "quick gelu": "ga = Mul(g, alpha)  gs = Sigmoid(ga)  a = Mul(g, gs)",
     "relu": "a = Relu(g)",
     "gelu": "gd = Div(g, rt2)  ge = Erf(gd)  gp = Add(ge, one)  gm = Mul(g, gp)  a = Mul(gm, half_)",
 }
@@ -81,6 +82,7 @@ def block(biased: bool, attention: str = "matmul", gated: str = "swish", rms: st
         "apart": np.array([0, 0, HEADS, SIZE]), "merged": np.array([0, 0, E]), "scale": SIZE**-0.5, "mask": MASK,
         "root": SIZE**0.25, "over": SIZE**0.75, "seen": MASK == 0, "low": -np.inf, "zero": 0.0, "two": 2.0,
         "last": np.array([-1]), "eps": EPSILON, "index": np.array(T - 1), "one": 1.0, "rt2": 2**0.5, "half_": 0.5,
+        "alpha": 1.702,
     }  # fmt: skip
     given = {k: np.asarray(v) for k, v in (constants | weights(biased)).items()}
     words = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
@@ -102,6 +104,7 @@ def erf(x: Array) -> Array:
 
 ACTIVE: dict[str, Callable[[Array], Array]] = {
     "swish": lambda g: g * sigmoid(g),
+    "quick gelu": lambda g: g * sigmoid(1.702 * g),
     "relu": lambda g: np.maximum(g, 0),
     "gelu": lambda g: g * (1 + erf(g / np.sqrt(2))) / 2,
 }
