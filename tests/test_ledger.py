@@ -12,12 +12,15 @@ from tests.cases.build import build, explained_inputs
 from tests.cases.table import CASES
 from tests.graphs import Arrays, data, exact, net, run, weight
 from tests.nets import cnn
+from xaicompile import composite
 from xaicompile.compiler import compile_model
 from xaicompile.errors import RuleError
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LRP = ["lrp-0", "lrp-epsilon", "lrp-gamma", "z-box", "w-square", "flat"]
 BOX = {"low": -4.0, "high": 4.0}
+SETS = {name: composite.load(name) for name in composite.shipped()}
+BOOKED = [name for name, rules in SETS.items() if rules.output == "relevance" and not rules.method]
 X = data(3, 3, 12, 12)
 
 
@@ -134,6 +137,15 @@ def test_lrp_zero_is_gradient_times_input_where_all_is_piecewise_linear() -> Non
     feed = {"x": X}
     zero, product = (run(xaicompile.compile(cnn(), rule), feed)["relevance"] for rule in ("lrp-0", "gradient-x-input"))
     np.testing.assert_allclose(zero, product, atol=1e-6 * np.abs(product).max())
+
+
+@pytest.mark.parametrize("rule", BOOKED)
+def test_keeping_a_ledger_leaves_the_prediction_as_it_is(rule: str) -> None:
+    """Bit for bit: no rule's ledger reads what the runtime computes inside Conv + Add + Relu."""
+    feed = {"x": data(2, 3, 12, 12)}
+    given = BOX if rule in ("z-box", "epsilon-gamma-box") else None
+    made = run(xaicompile.compile(cnn(), rule, parameters=given, ledger=True), feed)
+    assert np.array_equal(made["logits"], run(cnn(), feed)["logits"])
 
 
 @pytest.mark.parametrize("rule", ["gradient", "guided-backprop", "deconvnet"])

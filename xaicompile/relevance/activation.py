@@ -5,7 +5,7 @@ from __future__ import annotations
 from xaicompile.errors import RuleError
 from xaicompile.ir.graph import Shape
 from xaicompile.registry import Context, Derivative, Messages, Relevance, info, rule
-from xaicompile.relevance.reading import recomputed
+from xaicompile.relevance.reading import absorb_difference, recomputed
 
 
 def elementwise(ctx: Context, name: str) -> Derivative:
@@ -24,14 +24,14 @@ def elementwise(ctx: Context, name: str) -> Derivative:
 def deconvnet(ctx: Context) -> Messages:
     """max(c, 0), whatever the forward pass did (Zeiler and Fergus 2014; spec section 4)."""
     elementwise(ctx, "deconvnet")
-    return ctx.absorb_difference(ctx.only(0, ctx.b.Relu(ctx.c)))
+    return absorb_difference(ctx, ctx.only(0, ctx.b.Relu(ctx.c)))
 
 
 @rule("guided")
 def guided(ctx: Context) -> Messages:
     """max(c, 0) where the unit was active (Springenberg et al. 2015; spec section 4)."""
     elementwise(ctx, "guided")
-    return ctx.absorb_difference(ctx.vjp(g=[ctx.b.Relu(ctx.c)]))
+    return absorb_difference(ctx, ctx.vjp(g=[ctx.b.Relu(ctx.c)]))
 
 
 @rule("beta-smooth", beta=10.0)
@@ -39,7 +39,7 @@ def beta_smooth(ctx: Context) -> Messages:
     """c sigmoid(beta x): the gradient as if the ReLU were a softplus (Dombrowski et al. 2019)."""
     elementwise(ctx, "beta-smooth")
     x = recomputed(ctx, ctx.x)
-    return ctx.absorb_difference(ctx.only(0, ctx.c * ctx.b.Sigmoid(x * float(ctx.parameters["beta"]))))
+    return absorb_difference(ctx, ctx.only(0, ctx.c * ctx.b.Sigmoid(x * float(ctx.parameters["beta"]))))
 
 
 @rule("pass")

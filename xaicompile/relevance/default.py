@@ -9,12 +9,23 @@ from xaicompile.ir import Tensor
 from xaicompile.registry import RELEVANCE, Context, Messages, info, relevance, rule, stops
 from xaicompile.relevance.activation import identity, secant
 from xaicompile.relevance.layer import Layer, linear_of
+from xaicompile.relevance.reading import absorb_difference
 from xaicompile.vjp.norm import batch_norm_affine, layer_norm_parts, per_channel
 
 
 @rule("gradient")
 def gradient(ctx: Context) -> Messages:
     """The exact transpose."""
+    if ctx.ledger is None:
+        return ctx.vjp()
+    row, at = info(ctx.node), linear_of(ctx)
+    if at is not None and at.weight is not None and sum(ctx.need) == 1:
+        layer = Layer(ctx, at)
+        layer.absorb_bias(ctx.c, layer.bias)
+        return ctx.vjp()
+    weighted = row.linear is not None and row.linear.weight is not None
+    if row.degree == 1 and not weighted and ctx.node.op not in RELEVANCE:
+        return homogeneous(ctx)
     return as_it_is(ctx)
 
 
@@ -67,7 +78,7 @@ def homogeneous(ctx: Context) -> Messages:
 
 def as_it_is(ctx: Context) -> Messages:
     """The transpose of an op that conserves nothing; what it loses or adds is absorbed."""
-    return ctx.absorb_difference(ctx.vjp())
+    return absorb_difference(ctx, ctx.vjp())
 
 
 @relevance("Clip")

@@ -9,6 +9,7 @@ from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, Messages, info, relevance, rule
 from xaicompile.relevance.default import default, lrp_zero, scaled
 from xaicompile.relevance.layer import linear_of
+from xaicompile.relevance.reading import absorb_difference
 
 GATES = {"Sigmoid", "HardSigmoid", "Softmax"}
 
@@ -103,7 +104,7 @@ def is_inverse(ctx: Context, view: View | None) -> bool:
 @rule("stop")
 def stop(ctx: Context) -> Messages:
     """Passes nothing on: what comes from here is held constant, as attention weights are in CP-LRP."""
-    return ctx.absorb_difference(ctx.nothing())
+    return absorb_difference(ctx, ctx.nothing())
 
 
 def product(ctx: Context) -> Messages:

@@ -7,10 +7,12 @@ own node: so the prediction keeps its bits.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from xaicompile.ir import Tensor
-from xaicompile.registry import Context
+from xaicompile.registry import Context, Messages
 
 
 def recomputed(ctx: Context, t: Tensor) -> Tensor:
@@ -25,3 +27,11 @@ def recomputed(ctx: Context, t: Tensor) -> Tensor:
         return product + b.Unsqueeze(view.inp(2), list(range(1, (t.rank or 3) - 1)))
     channels = (view.inp(1).static or (1,))[0]
     return b.forward(view.varied(x=[*view.x[:2], b.const(np.zeros(channels, t.dtype))]))
+
+
+def absorb_difference(ctx: Context, messages: Messages) -> Messages:
+    """Enters in the ledger what the messages hand on less than they got; reads no tensor inside a fusion."""
+    if ctx.ledger is not None:
+        x, y = ([None if t is None else recomputed(ctx, t) for t in ts] for ts in (ctx.node.x, ctx.node.y))
+        replace(ctx, node=ctx.node.varied(x=x, y=y)).absorb_difference(messages)
+    return messages
