@@ -46,10 +46,19 @@ def beta_smooth(ctx: Context) -> Messages:
 def passed(ctx: Context) -> Messages:
     """R_in = R_out, whatever the op does to values; it must not change the shape.
 
+    The parameters and statistics of a BatchNormalization, where they are data, get nothing and pass nothing on.
+
     Raises:
         RuleError: The op has several data inputs, or changes the shape.
     """
     row, wanted = info(ctx.node), [i for i, needed in enumerate(ctx.need) if needed]
+    if ctx.node.op == "BatchNormalization" and ctx.need[0]:
+        wanted = [0]
+        for y, c in zip(ctx.node.y[1:], ctx.g[1:], strict=True):
+            if y is not None and c is not None:
+                ctx.absorb(lambda y=y, c=c: ctx.share(y, c))  # type: ignore[misc]
+        if ctx.g[0] is None:
+            return ctx.nothing()
     x, y = ctx.node.inp(wanted[0]), ctx.y
     moved = info(ctx.node).layout and ctx.node.op not in ("Cast", "CastLike", "Identity", "Dropout")
     if len(wanted) > 1 or moved or differ(x.shape, y.shape):

@@ -75,8 +75,10 @@ def one_sample(ctx: Context, x: Tensor, numbers: np.ndarray) -> Tensor:
 
 
 def by_sample(ctx: Context, x: Tensor) -> bool:
-    """True if axis 0 of x is not what the op sums over."""
+    """True if the op is known not to sum over axis 0 of x."""
     on_the_left, rank = x is ctx.node.x[0], x.rank or 2
     if ctx.node.op == "MatMul":
         return rank > 2 or (rank == 2 and on_the_left)
-    return ctx.node.op != "Gemm" or (on_the_left and not ctx.attr("transA"))
+    if ctx.node.op == "Gemm":
+        return on_the_left and not ctx.attr("transA")
+    return ctx.node.op in ("Conv", "ConvTranspose")
