@@ -32,6 +32,9 @@ CPU_ONLY = """
     Acos Acosh Asin Asinh Atan Atanh Celu Col2Im Cosh Det DFT Hardmax LpPool MaxUnpool Mean Mish Sinh Tan
 """
 
+# Rows whose own model, which stays as it is, fails the checker's shape inference.
+MISREAD = {"STFT-one_sided_by_default": "ONNX's inference takes a one-sided default for two-sided"}
+
 RULES = ["gradient", "guided-backprop", "lrp-0", "lrp-epsilon", "lrp-gamma", "w-square", "flat", "z-box"]
 
 
@@ -112,4 +115,7 @@ def test_an_emitted_gradient_can_be_compiled_again(case: Case) -> None:
     once = xaicompile.compile(model, "gradient", explain_output="s", explain_input=names)
     end = "relevance" if len(names) == 1 else f"relevance_{names[0]}"
     again = xaicompile.compile(once, "gradient", explain_output=end, explain_input=names)
-    onnx.checker.check_model(again, full_check=True)
+    if case.id in MISREAD:  # the source fails it too: once it does not, this row is to be checked like all others
+        with pytest.raises(onnx.shape_inference.InferenceError):
+            onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(again, full_check=case.id not in MISREAD)
