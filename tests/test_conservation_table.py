@@ -27,14 +27,15 @@ SINGLE = {"Attention": 1e-7}  # its function body rounds to float32 on the way
 RULES = ["lrp-0", "lrp-epsilon", "lrp-gamma", "gradient-x-input"]
 BOXES = {"z-box", "epsilon-gamma-box"}
 HOLDING = ("LSTM", "GRU", "RNN", "If", "Loop", "Scan")
+INSIDE = ["lrp-zplus", "lrp-alpha2-beta1", "epsilon-plus-flat", "attnlrp", "cp-lrp", "deep-taylor"]
 
 
 @functools.cache
 def rule_sets(op: str) -> list[str]:
-    """RULES, and a shipped set for each other rule that one has for the op; all for what holds other ops inside."""
+    """RULES, and a shipped set for each other rule that one has for the op, or for what it holds inside."""
     row = registry.find(op)
     if row is None or row.vjp is None or op in HOLDING:
-        return BOOKED
+        return [*RULES, *INSIDE]
     seen, found = [], []
     for name in (*RULES, *(name for name in BOOKED if name not in RULES)):
         places = [Place(linear, 0, linear, linear) for linear in (False, True)[: 1 + weighted(row)]]

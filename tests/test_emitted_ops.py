@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import onnx
 import pytest
 
@@ -12,7 +13,9 @@ from tests import source
 from tests.cases import Case
 from tests.cases.build import build, explained_inputs
 from tests.cases.table import CASES
-from tests.test_ledger import BOX, mixed
+from tests.finite_nets import NETS
+from tests.test_conservation_table import rule_sets
+from tests.test_ledger import BOOKED, BOX, SETS, mixed
 from xaicompile import registry
 
 # Operators with a kernel in ONNX Runtime's CUDA provider (1.31) for float32, float16 and float64 where they take
@@ -35,7 +38,15 @@ CPU_ONLY = """
 # Rows whose own model, which stays as it is, fails the checker's shape inference.
 MISREAD = {"STFT-one_sided_by_default": "ONNX's inference takes a one-sided default for two-sided"}
 
-RULES = ["gradient", "guided-backprop", "lrp-0", "lrp-epsilon", "lrp-gamma", "w-square", "flat", "z-box"]
+RULES = list(SETS)
+ALIKE = {"lrp-gamma", "lrp-0", "lrp-epsilon", "gradient-x-input"}  # these emit nothing that another does not
+
+
+def given(rule: str) -> dict[str, object] | None:
+    """The parameters that a rule set asks for."""
+    if rule in ("z-box", "epsilon-gamma-box"):
+        return dict(BOX)
+    return {"background": [[[[0.5]]]]} if "background" in SETS[rule].accepted else None
 
 
 def new_nodes(made: onnx.ModelProto, model: onnx.ModelProto) -> set[str]:
@@ -55,8 +66,10 @@ def emitted_by_cases() -> dict[str, str]:
     for case in CASES:
         for dynamic in {False, case.dynamic}:
             model, _ = build(case, "float32", dynamic)
-            for rule in ("gradient", "lrp-gamma"):
-                made = xaicompile.compile(model, rule, explain_output="s", explain_input=explained_inputs(case))
+            more = [] if dynamic else [r for r in rule_sets(case.op) if r not in ALIKE]
+            for rule in ("gradient", "lrp-gamma", *more):
+                options = {"explain_output": "s", "explain_input": explained_inputs(case), "parameters": given(rule)}
+                made = xaicompile.compile(model, rule, **options)
                 for op in new_nodes(made, model):
                     found.setdefault(op, f"{case.id}, {rule}, {'dynamic' if dynamic else 'static'}")
     return found
@@ -73,13 +86,9 @@ def emitted_by_contract() -> dict[str, str]:
     model = mixed()
     found = {}
     for rule in RULES:
-        options = {"parameters": BOX} if rule == "z-box" else {}
-        for extra in (
-            {"explain_reduce": "mean"},
-            {"layers": ["a2"]},
-            {"ledger": rule.startswith(("lrp", "z", "w", "f"))},
-        ):
-            for op in new_nodes(xaicompile.compile(model, rule, **options, **extra), model):
+        once = bool(SETS[rule].method)  # a method explains inputs only
+        for extra in ({"explain_reduce": "mean"}, {} if once else {"layers": ["a2"]}, {"ledger": rule in BOOKED}):
+            for op in new_nodes(xaicompile.compile(model, rule, parameters=given(rule), **extra), model):
                 found[op] = f"{rule}, {extra}"
     return found
 
@@ -119,3 +128,15 @@ def test_an_emitted_gradient_can_be_compiled_again(case: Case) -> None:
         with pytest.raises(onnx.shape_inference.InferenceError):
             onnx.checker.check_model(model, full_check=True)
     onnx.checker.check_model(again, full_check=case.id not in MISREAD)
+
+
+@pytest.mark.parametrize("name", ["mixed", "attention, -inf"])
+@pytest.mark.parametrize("rule", BOOKED)
+def test_an_emitted_relevance_can_be_compiled_again(rule: str, name: str) -> None:
+    """Every rule set's own nodes have a gradient: that of its relevance, with the ledger's in it."""
+    if rule == "z-box" and name != "mixed":
+        pytest.skip("its first layer reads no bounded input")
+    once = xaicompile.compile(NETS[name].make(np.float32), rule, parameters=given(rule), ledger=True)
+    for end in ("relevance", "ledger"):
+        again = xaicompile.compile(once, "gradient", explain_output=end, explain_input="x")
+        onnx.checker.check_model(again, full_check=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import captum_lrp, golden, lite, measure, references, zoo
+from . import captum_lrp, golden, kinks, lite, measure, references, zoo
 
 ROWS = zoo.cache_dir() / "table_lrp.json"
 BATCH = 2
@@ -26,8 +26,11 @@ rules that none of them has (tests/parity/composites). Torchvision's classifiers
 {lite.NAME} with its real ones on its photo; batch {BATCH}: the largest logit of one sample, the smallest of the
 other. Two numbers: the files of the legacy and of the dynamo exporter. "zennit f32" is what zennit makes of float32
 itself.
+"flips" counts what ONNX Runtime's float32 puts on the other side of a kink and can move this map: max-pool winners,
+for guided backprop ReLUs, for what cuts at clips those too.
 Bounds: f64 {measure.FLOAT64:.0e}, with the gamma rule {measure.ZENNIT:.0e} (zennit has a stabiliser of 1e-6 there, and
-none is needed); f32 {measure.ZENNIT:.0e} or ten times zennit's own float32 error, at most {measure.FLIPPED:.0e}.
+none is needed); f32 {measure.ZENNIT:.0e} or ten times zennit's own float32 error, {measure.FLIPPED:.0e} at most and
+where a kink flips.
 Relevance starts at the logit; guided backprop, deconvnet and beta-smooth are gradients and start at 1.
 
 Zennit needs help to see what is in the file (tests/parity/canonizers.py): for resnets its ResNetCanonizer, for vggs
@@ -52,7 +55,7 @@ Elsewhere captum differs, and is not followed (tests/parity/test_captum_lrp.py s
 - GammaRule boosts positive contributions to a negative logit; the generalised rule here boosts those of its sign.
 - An addition that is a function copies all relevance to both operands (resnet18 as it is in torchvision: values of
   1e12), without a word. Here every Add is seen.
-- It refuses models with layers that it has no rule for (nn.Flatten, BatchNorm1d, ReLU6, Conv1d, LayerNorm, ...).
+- It refuses models with layers that it has no rule for (nn.Flatten, BatchNorm1d, ReLU6, LayerNorm, ...).
 """
 HEADLINE = f"""## From ONNX files: native zennit, onnx2torch + zennit, and xaicompile
 
@@ -153,9 +156,10 @@ def by_zennit(name: str, rule: str) -> dict[str, Any]:
 
 
 def against_zennit(name: str, exporter: str, rule: str) -> list[float]:
-    """Our errors, in float64 and float32."""
+    """Our errors, in float64 and float32, and the number of kinks that flip."""
     exact = references.zennit_map(name, BATCH, rule)
-    return [references.error(relevance, exact) for relevance in both(name, exporter, rule)]
+    errors = [references.error(relevance, exact) for relevance in both(name, exporter, rule)]
+    return [*errors, kinks.that_matter(name, exporter, BATCH, rule)]
 
 
 def zennit(rows: Numbers) -> str:
@@ -173,12 +177,13 @@ def zennit(rows: Numbers) -> str:
         for rule in compared(name):
             theirs = rows[f"zennit: {name} {rule}"]
             found = [rows[f"zennit: {name} {rule} {exporter}"] for exporter in zoo.exporters(name)]
-            bound = min(max(measure.ZENNIT, 10 * theirs["own"]), measure.FLIPPED)
+            calm = min(max(measure.ZENNIT, 10 * theirs["own"]), measure.FLIPPED)
             double = " / ".join(show(f[0], measure.exact_bound(rule)) for f in found)
-            single = " / ".join(show(f[1], bound) for f in found)
+            single = " / ".join(show(f[1], measure.FLIPPED if f[2] else calm) for f in found)
+            flips = " / ".join(str(f[2]) for f in found)
             total = "-" if rule in references.GRADIENT_LIKE else theirs["sum"]
-            lines.append([name, rule, total, double, single, f"{theirs['own']:.0e}"])
-    return ZENNIT + "\n" + markdown(["model", "composite", "sum R", "f64", "f32", "zennit f32"], lines)
+            lines.append([name, rule, total, double, single, flips, f"{theirs['own']:.0e}"])
+    return ZENNIT + "\n" + markdown(["model", "composite", "sum R", "f64", "f32", "flips", "zennit f32"], lines)
 
 
 def available() -> bool:

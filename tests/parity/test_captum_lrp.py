@@ -84,3 +84,14 @@ def test_additions_that_captum_does_not_see() -> None:
     functional = copy.deepcopy(references.model("resnet18", torch.float64))
     found = captum_lrp.attribute(functional, feed["x"].double(), feed["target"])
     assert references.error(found, captum_lrp.captum(case)) > 1e6
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "layer", [torch.nn.Flatten(1), torch.nn.ReLU6(), torch.nn.BatchNorm1d(4), torch.nn.LayerNorm(4)]
+)
+def test_layers_that_captum_refuses(layer: torch.nn.Module) -> None:
+    """A layer without a rule is an error, and not a guess."""
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), layer, torch.nn.Linear(4, 2)).eval()
+    with pytest.raises(TypeError, match="has no rule defined"):
+        captum_lrp.attribute(network, torch.ones(1, 4), torch.zeros(1, dtype=torch.int64))
