@@ -62,7 +62,7 @@ VARIANTS = {
     "w-square, no stabiliser": ((FIRST, "w-square", PLAIN["zero"], 'bias = "absorb"'), (LINEAR, "z-plus")),
     "z-box, no stabiliser": ((FIRST, "z-box", PLAIN["zero"]), (LINEAR, "gamma")),
 }
-RULES = [*composite.shipped(), *VARIANTS]
+RULES = [*(name for name in composite.shipped() if not composite.load(name).neuralize), *VARIANTS]
 
 
 @pytest.fixture(scope="module")

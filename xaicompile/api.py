@@ -25,6 +25,8 @@ def compile(
     explain_reduce: Reduce | None = None,
     maps: int | None = None,
     contrast: Contrast | None = None,
+    neuralize: str | Sequence[str] = (),
+    pool: str | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -53,6 +55,12 @@ def compile(
             own behind the batch: `relevance` is [N, maps, ...].
         contrast: Explains the target's output minus that of the runner-up, or minus those of all others, weighted by
             their softmax: the gradient of the log-ratio log p / (1 - p).
+        neuralize: Rewrites what is explained as a network, as the first of these kinds that the graph shows:
+            "log-ratio" (log p/(1-p) of a class), "kde", "one-class-svm" (-log of the normed sum of kernels), "kmeans",
+            "kernel-kmeans" (the evidence for a cluster), "distances" (nothing is rewritten, but distances are read as
+            such), or "auto" for all but the last. The explained scalar becomes an output `log_ratio`, `outlierness` or
+            `cluster_evidence` [N]; beside `outlierness` stand `outlierness_bias` and `outlierness_threshold` [1].
+        pool: Pooling rule of a neuralized model: "v-out", "v-act" or "winner". None: that of its kind.
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
@@ -90,6 +98,8 @@ def compile(
         explain_reduce=explain_reduce,
         maps=maps,
         contrast=contrast,
+        neuralize=neuralize,
+        pool=pool,
         normalise=normalise,
         smooth=smooth,
         sigma=sigma,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from xaicompile import bodies, ir, relevance, vjp
+from xaicompile import bodies, ir, neuralization, relevance, vjp
 from xaicompile import composite as composites
 from xaicompile._version import __version__
 from xaicompile.direct import Wanted, direct
@@ -93,6 +93,8 @@ def compile_model(
     explain_reduce: Reduce | None = None,
     maps: int | None = None,
     contrast: Contrast | None = None,
+    neuralize: str | Sequence[str] = (),
+    pool: str | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -110,7 +112,7 @@ def compile_model(
     `audit` adds the outputs that `xaicompile.audit` reads: the books of each node (see `xaicompile.books`).
     """
     loaded = load_plugins(plugins)
-    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if smooth else parameters)
+    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if smooth else parameters, pool)
     smoothed(rules, smooth, sigma)
     rules.set((parameters or {}) if smooth else {})
     known = bounds(preprocess)
@@ -123,10 +125,14 @@ def compile_model(
     changed = bodies.run(p)
     if bodies.quantised.run(p, [explain_output or "", *layers, *concepts]) or changed:
         find_constants(p)
-    end = choose_output(p, explain_output)
+    asked_kinds = [neuralize] if isinstance(neuralize, str) else neuralize
+    kinds = neuralization.kinds_of(p, asked_kinds, rules, explain_output is not None)
+    end = choose_output(p, explain_output, any_type=bool(kinds))
     inputs = choose_inputs(p, explain_input, p.notes)
     control.take_branches(p)
     expand.run(p)
+    if kinds:
+        end = neuralization.run(p, kinds, end, explain_output is not None)
     known_box = box_of(rules.parameters)
     asked = Question(target, explain_reduce, maps, contrast, normalise)
     wanted = Wanted(layers, concepts, top_concepts, ledger or audit, audit)
@@ -134,7 +140,8 @@ def compile_model(
         made = by_method(p, rules, end, inputs, asked, wanted, chunk)
     else:
         made = direct(p, rules, end, inputs, known_box, asked, wanted)
-    final = {name: named(b, t, name) for name, t in made.outputs.items()}
+    numbers = {name: b.const(np.asarray([v], end.tensor.dtype)) for name, v in end.constants.items()}
+    final = {name: named(b, t, name) for name, t in {**made.outputs, **numbers}.items()}
     names = {x: final[y].name for x, y in input_names(inputs).items()}
     metadata = {
         "version": __version__,
@@ -149,6 +156,7 @@ def compile_model(
         "target": made.seeds.target,
         "maps": maps,
         "contrast": contrast,
+        "neuralized": end.score or None,
         **made.metadata,
         "preprocess": None if preprocess is None else dict(preprocess),
     }

@@ -20,8 +20,11 @@ from xaicompile.ir import View
 from xaicompile.registry import METHOD_PARAMETERS, METHODS, PARAMETERS, RULES, Context, nearest
 from xaicompile.relevance.layer import linear_of
 
-KEYS = {"name", "doc", "cite", "extends", "output", "method", "parameters", "rules"}
+KEYS = {"name", "doc", "cite", "extends", "output", "method", "neuralize", "pool", "parameters", "rules"}
 MATCHERS = {"op", "name", "kind", "place", "depth", "rank", "given"}
+RECTIFYING = ("default", "identity")  # pass relevance through an activation, but where its output is 0
+POOLINGS = ("v-out", "v-act", "winner")
+SOFT_POOLS = ("SoftMin", "ReduceLogSumExp", "ClusterEvidence")
 PLACES = {"first-linear", "last-linear"}
 KINDS = {"linear", "activation", "layout", "other"}
 WORDS = {
@@ -52,6 +55,8 @@ class Composite:
         output: "relevance" (x*c) or "cotangent" (c itself).
         method: How the rules are applied: "" once, else a method that applies them at many points.
         parameters: Defaults of the set, overridden by what the user sets.
+        neuralize: What the explained quantity may be rewritten as, in the order in which it is looked for.
+        pool: Pooling rule of a neuralized model; "" for that of its kind.
         text: The TOML texts that it was read from, itself first.
     """
 
@@ -60,6 +65,8 @@ class Composite:
     cite: str = ""
     output: str = "relevance"
     method: str = ""
+    neuralize: tuple[str, ...] = ()
+    pool: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     text: str = ""
@@ -74,6 +81,17 @@ class Composite:
         """Every parameter that the set's rules take, with the value in force (None: not given)."""
         known = {k: v for e in self.entries for k, v in PARAMETERS[e.rule].items() if k not in e.fixed}
         return {**METHOD_PARAMETERS.get(self.method, {}), **known, **self.parameters}
+
+    def pool_by(self, pool: Any, where: str) -> None:
+        """Makes one rule that of all pools of a neuralized model.
+
+        Raises:
+            RuleError: It is no pooling rule.
+        """
+        if pool not in POOLINGS:
+            raise nearest(str(pool), POOLINGS, f"pooling rule of {where}:")
+        self.pool = str(pool)
+        self.entries.insert(0, Entry(self.pool, {"op": list(SOFT_POOLS)}, {}, f"pool of {where}"))
 
     def set(self, given: Mapping[str, Any]) -> None:
         """Overrides parameters.
@@ -122,8 +140,8 @@ def shipped() -> dict[str, Path]:
     return {p.stem: p for folder in folders() for p in sorted(folder.glob("*.toml"))}
 
 
-def load(rule: str | Path, parameters: Mapping[str, Any] | None = None) -> Composite:
-    """Reads a rule set by name or by path to a TOML file.
+def load(rule: str | Path, parameters: Mapping[str, Any] | None = None, pool: str | None = None) -> Composite:
+    """Reads a rule set by name or by path to a TOML file; `pool` is a pooling rule in place of the set's own.
 
     Raises:
         RuleError: Unknown name, unreadable file, unknown key, rule or parameter.
@@ -135,6 +153,8 @@ def load(rule: str | Path, parameters: Mapping[str, Any] | None = None) -> Compo
         composite = from_file(path, ())
     else:
         raise nearest(str(rule), shipped(), "rule")
+    if pool is not None:
+        composite.pool_by(pool, "--pool")
     composite.set(parameters or {})
     return composite
 
@@ -174,14 +194,20 @@ def from_file(path: Path, seen: Sequence[Path]) -> Composite:
         cite=str(data.get("cite", base.cite)),
         output=output,
         method=method,
+        neuralize=tuple(listed(data.get("neuralize", list(base.neuralize)))),
+        pool=base.pool,
         parameters=dict(base.parameters),
         entries=entries + base.entries,
         text=text if not base.text else f"{text}\n# extends:\n{base.text}",
     )
     if not result.entries:
         raise RuleError(f"{path.name} holds no [[rules]]")
+    if not all(isinstance(kind, str) for kind in result.neuralize):
+        raise RuleError(f'{path.name}: neuralize is a list of kinds, ["log-ratio"]')
     if not isinstance(data.get("parameters", {}), dict):
         raise RuleError(f"{path.name}: parameters is a table, [parameters]")
+    if "pool" in data:
+        result.pool_by(data["pool"], path.name)
     result.set(data.get("parameters", {}))
     return result
 
@@ -268,6 +294,9 @@ def assign(
         place = where[view]
         place = replace(place, depth=place.depth + depth, first=place.first and entry)
         chosen[view] = choose(composite, view, place)
+        if view.name in facts.program.passing and chosen[view].rule in RECTIFYING:
+            because = f"distances put relevance also on units that are 0; by {chosen[view].reason}: {chosen[view].rule}"
+            chosen[view] = Choice(view, "pass", because, Picked(RULES["pass"], {}))
         reads = [x for x in view.x[view.own :] if facts.on_path(x)]
         first = entry and view.op == "If" and all(x is None or x.name in facts.explained for x in reads)
         for body in view.bodies:

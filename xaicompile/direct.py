@@ -102,7 +102,7 @@ def direct(
     between = {t.name for view in chosen.views for t in (*view.x, *view.y) if facts.on_path(t) and t is not None}
     shown = [tapped(p, name, between) for name in wanted.layers]
     masks = masks_of(b, [layer_of(facts, tapped(p, name, between)) for name in wanted.concepts])
-    seeds = seeds_of(p, end, inputs[0].tensor, asked)
+    seeds = seeds_of(p, end, inputs[0].tensor, asked, rules.pool)
     if not facts.on_path(end.tensor):
         seeds.notes.append(f"relevance is zero: none of '{end.tensor.name}' can reach an explained input")
     samples = None
@@ -140,8 +140,12 @@ def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
         flows = {**found, **arrived}  # of a masked layer what came to it
         before = {name: result_of(p, kind, t, flows[name]) for name, t in layers.items()}
         outputs |= top_outputs(b, [layer_of(plan.facts, t) for t in layers.values()], before, plan.top_concepts)
+    if plan.end.score:
+        outputs[plan.end.score] = seed.value
     if kept is None or plan.samples is None:
         return outputs, None
+    if seed.surplus is not None:
+        kept[plan.end.score or "seed"] = [Absorbed(-seed.surplus, "other")]
     if not plan.facts.on_path(plan.end.tensor):  # nothing was handed on to anyone
         kept["none"] = [Absorbed(plan.end.tensor * seed.cotangent, "other")]
     if plan.samples.mixed:

@@ -21,15 +21,28 @@ CUT = {"Softmax", "LogSoftmax", "Sigmoid", "ZipMap", "ArgMax"}
 
 @dataclass
 class End:
-    """The explained tensor and what was cut behind it."""
+    """The explained tensor and what was cut behind it.
+
+    Attributes:
+        score: Under which name the explained scalars are given out, of a neuralized model; "" if they are not.
+        ratio: What is explained of the tensor's elements: "" one of them, "softmax" the log-likelihood ratio of one,
+            with the elements as logits.
+        constants: Numbers given out beside the score.
+    """
 
     tensor: Tensor
     cut: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    score: str = ""
+    ratio: str = ""
+    constants: dict[str, float] = field(default_factory=dict)
 
 
-def choose_output(p: Program, name: str | None) -> End:
+def choose_output(p: Program, name: str | None, any_type: bool = False) -> End:
     """The named tensor exactly as it is, or the logits behind the first output that leads to any.
+
+    Args:
+        any_type: Take the first output if none leads to floating-point scores, as labels of clusters do.
 
     Raises:
         ModelError: No output is a floating-point tensor or leads to one.
@@ -39,13 +52,15 @@ def choose_output(p: Program, name: str | None) -> End:
     if name is not None:
         if name not in p.tensors:
             raise nearest(name, p.tensors, "tensor to explain")
-        if not p.tensors[name].is_float:
+        if not p.tensors[name].is_float and not any_type:
             raise RuleError(f"--explain-output: '{name}' is {p.tensors[name].dtype}, not floating-point")
         return End(p.tensors[name])
     producers = p.producers()
     ends = [behind(t, producers) for t in p.outputs]
     chosen = next((e for e, t in zip(ends, p.outputs, strict=True) if t.is_float), None)
     chosen = chosen or next((e for e in ends if e.tensor.is_float), None)
+    if chosen is None and any_type:
+        return End(p.outputs[0])
     if chosen is None:
         refused = [v for e in ends if (v := producers.get(e.tensor.name)) is not None and reason(v)]
         if refused:  # its scores are of no type that inference knows
@@ -149,12 +164,14 @@ class Explained:
         value: The explained scalars, [N].
         batch: Symbol or size of the batch axis, None where the output is one sample.
         batched: True if axis 0 of input and output is the batch.
+        surplus: By how much the cotangent times the explained tensor exceeds the value, [N]; None: not at all.
     """
 
     cotangent: Tensor
     value: Tensor
     batch: int | str | None
     batched: bool
+    surplus: Tensor | None = None
 
 
 def is_batched(end: Tensor, data: Tensor) -> bool:
@@ -175,7 +192,11 @@ def apart(views: Sequence[View], facts: Facts, inputs: Sequence[Given], end: Ten
 
 def all_together(b: Builder, seed: Explained) -> Explained:
     """The same with all samples as one."""
-    return replace(seed, value=b.Reshape(b.op("ReduceSum", seed.value, keepdims=0), [1]), batched=False, batch=None)
+    value, surplus = (
+        None if t is None else b.Reshape(b.op("ReduceSum", t, keepdims=0), [1]) for t in (seed.value, seed.surplus)
+    )
+    assert value is not None
+    return replace(seed, value=value, surplus=surplus, batched=False, batch=None)
 
 
 def total_per_sample(b: Builder, amount: Tensor, seed: Explained, axis: int) -> Tensor:

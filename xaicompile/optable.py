@@ -12,7 +12,7 @@ from xaicompile.ir.graph import schema_of
 from xaicompile.ir.model import CONTROL
 from xaicompile.passes.recurrent import CELLS
 from xaicompile.passes.sequences import SEQUENCES
-from xaicompile.registry import RELEVANCE, OpInfo, operators
+from xaicompile.registry import OWN, RELEVANCE, OpInfo, operators
 
 __all__ = ["Row", "markdown", "relevance", "rows", "vjp"]
 
@@ -53,7 +53,9 @@ class Row:
 def rows() -> list[Row]:
     """All operators with a gradient, by domain and name."""
     found = [
-        Row(r.domain, r.op, r.since, "zero" if r.zero else "exact", lrp_of(r)) for r in operators() if r.vjp is not None
+        Row(r.domain, r.op, r.since, "zero" if r.zero else "exact", lrp_of(r))
+        for r in operators()
+        if r.vjp is not None and r.domain != OWN
     ]
     known = {(r.domain, r.op) for r in found}
     found += [Row("", op, 1, "exact", "inside") for op in CELLS]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from xaicompile.facts import Facts
 
 
+OWN = "xaicompile"  # domain of operators that several nodes are read as, and that no model holds
+
+
 @dataclass(frozen=True)
 class Relevance:
     """A message that is relevance itself, not a multiple of the input (z-box, w-square, flat)."""

@@ -30,6 +30,7 @@ FIRST = {  # samples are axis 0 by definition
     "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DeformConv", "DepthToSpace", "GlobalAveragePool",
     "GlobalLpPool", "GlobalMaxPool", "GridSample", "GroupNormalization", "InstanceNormalization", "LRN", "LpPool",
     "MaxPool", "MaxUnpool", "Resize", "SpaceToDepth",
+    "ClusterEvidence", "SoftMin", "SquaredDistance",  # as which neuralized models are read
 }
 AXIS = {  # work along the axis that an attribute names
     "Concat", "GatherElements", "LogSoftmax", "LpNormalization", "ScatterElements", "Softmax", "Split",

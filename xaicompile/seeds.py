@@ -12,6 +12,7 @@ import onnx
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Explained, is_batched
 from xaicompile.ir import Builder, Program, Tensor
+from xaicompile.ir.logs import log_sum_exp
 
 Reduce = Literal["sum", "mean", "max"]
 Contrast = Literal["runner-up", "others"]
@@ -70,13 +71,15 @@ class Seeds:
     notes: list[str]
 
 
-def seeds_of(p: Program, end: End, data: Tensor, asked: Question) -> Seeds:
+def seeds_of(p: Program, end: End, data: Tensor, asked: Question, pool: str | None = None) -> Seeds:
     """Emits the choice of the explained elements and the cotangents that select them.
 
     A target outside [0, K) selects nothing: cotangent and value are zero. -1 is the largest output; where several maps
-    are asked for, -2 is the second largest, and so on.
+    are asked for, -2 is the second largest, and so on. `pool` is the pooling rule of a log-likelihood ratio.
     """
     asked.check()
+    if end.ratio and (asked.contrast or asked.reduce):
+        raise RuleError("--contrast and --explain-reduce: the log-ratio of a class is a contrast itself")
     b, t = p.builder, end.tensor
     batched = is_batched(t, data)
     notes = [] if batched else [f"'{t.name}' has no batch axis: it is explained as one sample"]
@@ -95,7 +98,11 @@ def seeds_of(p: Program, end: End, data: Tensor, asked: Question) -> Seeds:
             weights = [hot(b, index, flat) for index in indices(b, given, flat, asked.maps)]
         weights = [against(b, w, flat, asked.contrast) for w in weights] if asked.contrast else weights
         batch = (t.shape or (None,))[0] if batched else None
-        each = [started(b, w, flat, t, asked.normalise, batch, batched) for w in weights]
+        if end.ratio:
+            ratios = [ratio(b, w, flat, pool or "v-act") for w in weights]
+            each = [started(b, w, flat, t, asked.normalise, batch, batched, value) for w, value in ratios]
+        else:
+            each = [started(b, w, flat, t, asked.normalise, batch, batched) for w in weights]
     return Seeds(each, asked.maps is not None, name, default, notes)
 
 
@@ -158,13 +165,46 @@ def against(b: Builder, chosen: Tensor, flat: Tensor, contrast: Contrast) -> Ten
     return chosen - rival * b.op("ReduceMax", chosen, [1], keepdims=1)
 
 
+def ratio(b: Builder, chosen: Tensor, flat: Tensor, pool: str) -> tuple[Tensor, Tensor]:
+    """log p/(1-p) = z_k - log sum exp z_j over the others, stable at p = 1, and the weights of the logits (spec 9.5).
+
+    V-act: 1 at k and -p_j at the others, the gradient; V-out: p_j l/h_j of each h_j = z_k - z_j; winner: the largest
+    of the others alone. A target that is none has ratio 0.
+    """
+    asked = b.op("ReduceMax", chosen, [1], keepdims=1)
+    others = b.where(chosen > 0.0, float(np.finfo(flat.dtype).min), flat, like=flat)
+    own = b.sum_axes(flat * chosen, [1], keepdims=True)
+    value = (own - log_sum_exp(b, others)) * asked
+    if pool == "winner":
+        weights = (chosen - hot(b, b.ArgMax(others, axis=1, keepdims=0), flat)) * asked
+    else:
+        p = b.Softmax(others, axis=1) * asked
+        if pool == "v-out":
+            h = own - flat
+            p = p * value / (h + b.where(h < 0.0, -1e-9, 1e-9, like=h))
+        weights = chosen * b.sum_axes(p, [1], keepdims=True) - p
+    return weights, b.Squeeze(value, [1])
+
+
 def started(
-    b: Builder, weights: Tensor, flat: Tensor, t: Tensor, normalise: bool, batch: int | str | None, batched: bool
+    b: Builder,
+    weights: Tensor,
+    flat: Tensor,
+    t: Tensor,
+    normalise: bool,
+    batch: int | str | None,
+    batched: bool,
+    exact: Tensor | None = None,
 ) -> Explained:
-    """The scalar that the weights make of each sample, and where its backward pass starts."""
+    """The scalar that the weights make of each sample, and where its backward pass starts.
+
+    `exact` is the explained scalar where it is another; what the weights make beyond it goes to the ledger.
+    """
     value = b.sum_axes(flat * weights, [1])
+    surplus, value = (None, value) if exact is None else (value - exact, exact)
     if normalise:
         nothing = b.Equal(value, 0.0)
         inverse = b.where(nothing, 0.0, 1.0 / b.where(nothing, 1.0, value, like=value), like=value)
         weights, value = weights * b.Unsqueeze(inverse, [1]), value * inverse
-    return Explained(b.reshape_like(weights, t), value, batch, batched)
+        surplus = None if surplus is None else surplus * inverse
+    return Explained(b.reshape_like(weights, t), value, batch, batched, surplus)

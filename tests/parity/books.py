@@ -74,7 +74,7 @@ class Subject:
 
 def composites() -> list[str]:
     """The shipped ones of which a ledger can be kept: those that give relevance from one pass."""
-    loaded = {name: composite.load(name) for name in composite.shipped()}
+    loaded = {name: rules for name in composite.shipped() if not (rules := composite.load(name)).neuralize}
     return [name for name, rules in loaded.items() if rules.output == "relevance" and not rules.method]
 
 

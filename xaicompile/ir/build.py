@@ -63,6 +63,17 @@ class Builder:
         finally:
             self._record = before
 
+    def read_as(self, view: View, make: Callable[[], Tensor]) -> Tensor:
+        """Records what is emitted as one view, whose output it is."""
+        outer, self._record = self._record, None
+        try:
+            made = make()
+        finally:
+            self._record = outer
+        if outer is not None:
+            outer.append(view.varied(y=[made]))
+        return made
+
     def unique(self, stem: str) -> str:
         """A name that nothing in the model has, `stem` itself if it is free, and keeps it."""
         name, n = stem, self._counter.get(stem, 1)

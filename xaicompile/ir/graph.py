@@ -217,6 +217,7 @@ class Program:
         domains: Opset version by domain.
         skeleton: The source model without large weights, inlined, raised and typed.
         required: Names of the graph inputs without a default.
+        passing: Names of views whose relevance comes from distances, and passes also where their output is 0.
         hidden: Tensors inside a view that reads several nodes as one, by name.
     """
 
@@ -233,6 +234,7 @@ class Program:
         self.skeleton = onnx.ModelProto()
         self.required: list[str] = []
         self.hidden: dict[str, View] = {}
+        self.passing: set[str] = set()
         self.builder: Builder = Builder(opset, names)
 
     def producers(self) -> dict[str, View]:

@@ -242,6 +242,23 @@ def next_value(var: gs.Constant) -> onnx.TensorProto:
     return var._values.tensor if hasattr(var._values, "tensor") else numpy_helper.from_array(var.values)
 
 
+def stored(program: Program, t: Tensor) -> np.ndarray | None:
+    """The numbers of an initializer, or of the builder's constant, however many; None for all else."""
+    if isinstance(t.var, gs.Constant):
+        proto = next_value(t.var)
+    else:
+        held = (i for i in program.source.model.graph.initializer if i.name == t.name and t.constant)
+        found = next(held, None)
+        if found is None:
+            return None
+        proto = found
+    path = program.source.path
+    if not readable(proto) or (proto.data_location == onnx.TensorProto.EXTERNAL and path is None):
+        return None
+    values: np.ndarray = numpy_helper.to_array(proto, str(path.parent) if path else "")
+    return values
+
+
 def readable(proto: onnx.TensorProto) -> bool:
     """True where numpy has the dtype; 4-bit and 8-bit float types are never read."""
     kind = np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from xaicompile.half import narrowed, widened
 from xaicompile.ir import Tensor
-from xaicompile.registry import RELEVANCE, Context, Messages, info, relevance, rule, stops
+from xaicompile.registry import OWN, RELEVANCE, Context, Messages, info, relevance, rule, stops
 from xaicompile.relevance.activation import identity, secant
 from xaicompile.relevance.layer import Layer, linear_of
 from xaicompile.relevance.reading import absorb_difference
@@ -33,7 +33,7 @@ def gradient(ctx: Context) -> Messages:
 def default(ctx: Context) -> Messages:
     """What LRP does with an op of this kind: the op's own rule, identity, secant, or the transpose by degree."""
     row = info(ctx.node)
-    if ctx.node.op in RELEVANCE and not ctx.node.domain:
+    if ctx.node.op in RELEVANCE and ctx.node.domain in ("", OWN):
         return RELEVANCE[ctx.node.op](ctx)
     if row.zero:
         return ctx.nothing()

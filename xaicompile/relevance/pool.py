@@ -7,17 +7,20 @@ from xaicompile.ir import Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, rule
 from xaicompile.relevance.layer import Layer
 from xaicompile.relevance.linear import level, signal
+from xaicompile.relevance.neural import POOLS, winner_takes_all
 
 AVERAGES = {"MaxPool": "AveragePool", "GlobalMaxPool": "GlobalAveragePool", "ReduceMax": "ReduceMean"}
 
 
 @rule("winner")
 def winner(ctx: Context) -> Messages:
-    """All to the first winner of each window: the exact transpose.
+    """All to the first winner of each window: the exact transpose. Of a soft pool, all to the largest term.
 
     Raises:
         RuleError: The op takes no maximum.
     """
+    if ctx.node.op in POOLS:
+        return winner_takes_all(ctx)
     in_place(ctx, "winner")
     return ctx.vjp()
 
