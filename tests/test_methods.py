@@ -113,6 +113,23 @@ def test_a_baseline_given_when_the_model_runs() -> None:
         close(found, path(X, np.broadcast_to(value, X.shape)))
 
 
+@pytest.mark.parametrize("rule", ["integrated-gradients", "deeplift"])
+def test_onnx_runtime_takes_a_baseline_when_the_model_runs(rule: str) -> None:
+    """One for all samples, one each, or none."""
+    model, x = cnn(), data(2, 3, 12, 12)
+    made = xaicompile.compile(model, rule, parameters={"baseline": "input"})
+    for base in (data(1, 3, 12, 12, seed=7), data(2, 3, 12, 12, seed=8)):
+        found = run(made, {"x": x, "baseline": base})["relevance"]
+        close(found, np.concatenate([alone(model, rule, v, b) for v, b in zip(x, base + 0 * x, strict=True)]), 1e-5)
+    close(run(made, {"x": x})["relevance"], run(xaicompile.compile(model, rule), {"x": x})["relevance"], 1e-6)
+
+
+def alone(model: onnx.ModelProto, rule: str, x: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """One sample, with the baseline that a file would give."""
+    made = xaicompile.compile(model, rule, parameters={"baseline": base.tolist()})
+    return run(made, {"x": x[None]})["relevance"]
+
+
 def test_the_mean_of_an_image_is_that_of_each_channel() -> None:
     model = net("(double[N,2,3,3] x) => (double[N,1] y)", "g = Tanh(x) f = Flatten(g) y = MatMul(f, w)", w=LINEAR)
     x = data(2, 2, 3, 3, dtype=F64)
@@ -255,8 +272,25 @@ def occluded(model: onnx.ModelProto, x: np.ndarray, window: int, stride: int, fi
     return total / np.maximum(counts, 1)
 
 
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_the_variance_does_not_cancel(chunk: int) -> None:
+    """Noise so small that in float32 the mean square and the square of the mean agree but for a digit or two."""
+    given = {"samples": 20, "sigma": 2e-4, "noise": "absolute"}
+    weights = {k: v.astype(np.float32) for k, v in {"w1": W1, "w2": W2, "b1": B1, "b2": B2}.items()}
+    body = "z = Gemm(x, w1, b1) a = Tanh(z) y = Gemm(a, w2, b2)"
+    made = xaicompile.compile(
+        net("(float[N,4] x) => (float[N,3] y)", body, **weights), "vargrad", parameters=given, chunk=chunk
+    )
+    x = X.astype(np.float32)
+    found = run(made, {"x": x, "target": TARGET})["relevance"]
+    moved = x.astype(F64) + 2e-4 * np.random.default_rng(0).standard_normal((20, 1, 4))
+    expected = np.stack([slope(v) for v in moved]).var(0)
+    close(found, expected, 2e-2)
+    assert found.min() >= 0
+
+
 @pytest.mark.parametrize(
-    ("window", "stride", "fill"), [(4, 4, 0.0), (5, 3, 0.5), (3, 2, -1.0), (20, 1, 0.0), (2, 5, 0.0)]
+    ("window", "stride", "fill"), [(4, 4, 0.0), (5, 3, 0.5), (3, 2, -1.0), (12, 1, 0.0), (2, 5, 0.0)]
 )
 def test_occlusion_is_a_loop(window: int, stride: int, fill: float) -> None:
     model, x = cnn(), data(2, 3, 12, 12)

@@ -126,7 +126,7 @@ def test_sizes_that_are_not_known() -> None:
             xaicompile.compile(model, rule)
 
 
-@pytest.mark.parametrize("rule", ["integrated-gradients", "smoothgrad", "taylor", "occlusion", "random"])
+@pytest.mark.parametrize("rule", ["integrated-gradients", "smoothgrad", "vargrad", "taylor", "occlusion", "random"])
 def test_half_precision(rule: str) -> None:
     signature, body = "(float16[N,4] x) => (float16[N,3] y)", "z = Gemm(x, w1, b1) a = Tanh(z) y = Gemm(a, w2, b2)"
     half = {k: v.astype(np.float16) for k, v in {"w1": W1, "w2": W2, "b1": B1, "b2": B2}.items()}

@@ -26,6 +26,8 @@ from xaicompile.outputs import result_of
 from xaicompile.passes import control
 from xaicompile.ruled import Ruled, ruled
 
+MOST = 1_000_000  # steps, samples
+
 
 @dataclass
 class Job:
@@ -67,11 +69,20 @@ class Job:
         value = self.parameter(key)
         if value != int(value) or value < 1:
             raise RuleError(f"parameter '{key}' is {value}; it must be a whole number of at least 1")
+        if value > MOST:
+            raise RuleError(f"parameter '{key}' is {value}; it must not be larger than {MOST}")
         return int(value)
 
     def rng(self) -> np.random.Generator:
-        """Random numbers, the same for the same seed on every machine."""
-        return np.random.default_rng(int(self.parameter("seed")))
+        """Random numbers, the same for the same seed on every machine.
+
+        Raises:
+            RuleError: The seed is no whole number.
+        """
+        seed = self.parameter("seed")
+        if seed != int(seed):
+            raise RuleError(f"parameter 'seed' is {seed}; it must be a whole number")
+        return np.random.default_rng(int(seed))
 
     def sample_shape(self, t: Tensor) -> tuple[int, ...]:
         """The shape of one sample, for numbers that are drawn beforehand.
@@ -99,7 +110,8 @@ class Job:
             return b.mean_axes(t, list(range(2, rank)) if rank > 2 else [rank - 1])
         if value == "input":
             name = b.unique(key)
-            self.extra[name] = np.zeros([1] * (t.rank or 0), t.dtype)
+            sizes = [d if isinstance(d, int) else 1 for d in (t.shape or ())[1:]]  # ONNX Runtime refuses other sizes
+            self.extra[name] = np.zeros([1, *sizes][: t.rank or 0], t.dtype)
             return b.outside(name, np.dtype(t.dtype), (None,) * (t.rank or 0))
         return b.const(array_of(key, value, t))
 
@@ -114,10 +126,14 @@ def array_of(key: str, value: Any, t: Tensor) -> np.ndarray:
         if not Path(value).is_file():
             raise RuleError(f"parameter '{key}' is zero, mean, input, a number or a .npy or .npz file, not {value!r}")
         read = read_arrays(value)
+        if not isinstance(read, np.ndarray) and not read:
+            raise RuleError(f"parameter '{key}': '{value}' holds no array")
         numbers = read if isinstance(read, np.ndarray) else read.get(t.name, next(iter(read.values())))
     else:
         numbers = np.asarray(value)
-    if numbers.ndim > (t.rank or numbers.ndim) or not np.issubdtype(numbers.dtype, np.number):
+    if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+        raise RuleError(f"parameter '{key}': not all of its values are finite real numbers")
+    if numbers.ndim > (t.rank or numbers.ndim) or not numbers.size:
         raise RuleError(f"parameter '{key}': numbers of shape {list(numbers.shape)} don't fit {t!r}")
     for size, d in zip(numbers.shape[::-1], (t.shape or ())[::-1], strict=False):
         if isinstance(d, int) and size not in (1, d):
@@ -140,6 +156,7 @@ class Step:
         at: Where the graph is evaluated.
         end: The explained tensor there.
         found: The rule set's result for each start there; empty if none was asked for.
+        sums: What the steps before have summed up.
     """
 
     args: Sequence[Tensor]
@@ -147,6 +164,7 @@ class Step:
     at: Sequence[Tensor]
     end: Tensor
     found: Sequence[Tensor]
+    sums: Sequence[Tensor]
 
 
 def over_steps(
@@ -193,9 +211,11 @@ def over_steps(
         sub.outputs = [end]
         found = explained_in(job, sub, at, end, kind) if kind is not None else []
         pieces = [apart(b, t, chunk) for t in (end, *found)]
-        steps = [Step(each[k], clean, placed[k], pieces[0][k], [r[k] for r in pieces[1:]]) for k in range(chunk)]
-        more = [summed(b, step) for step in steps]
-        ends = b.ends([b.add_all([s, *parts]) for s, *parts in zip(before, *more, strict=True)])
+        now: Sequence[Tensor] = before
+        for k in range(chunk):
+            step = Step(each[k], clean, placed[k], pieces[0][k], [r[k] for r in pieces[1:]], now)
+            now = [s + part for s, part in zip(now, summed(b, step), strict=True)]
+        ends = b.ends(now)
     body = b.graph("steps", [*before, *args], ends)
     types = [(t.dtype, t.shape) for t in sums]
     return p.builder.typed("Scan", [*sums, *scanned], types, body=body, num_scan_inputs=len(scanned))

@@ -10,7 +10,7 @@ from xaicompile.errors import RuleError
 from xaicompile.half import held, narrowed, widened
 from xaicompile.ir import Builder, Tensor
 from xaicompile.ir.steps import StepBuilder
-from xaicompile.methods.job import Job, Result, Step, over_steps
+from xaicompile.methods.job import Job, Result, Step, Summed, over_steps
 from xaicompile.registry import method
 
 NOISE = {"samples": 25, "sigma": 0.1, "seed": 0, "noise": "relative"}
@@ -42,10 +42,11 @@ def noisy(
     return [x + n * b.adopt(w) for x, n, w in zip(clean, picked, wide, strict=True)]
 
 
-def averaged(job: Job, powers: Sequence[int]) -> list[list[Tensor]]:
-    """For each power the mean over noisy inputs of the rule set's result to that power, for each start.
+def over_noise(job: Job, scanned: Sequence[Tensor], sums: int, summed: Summed) -> Sequence[Tensor]:
+    """The sums, so many for each start, after the rule set's results at all noisy inputs; float32 for half precision.
 
-    In float32 for half precision.
+    Raises:
+        RuleError: The noise has a negative width.
     """
     samples, starts, outer = job.count("samples"), job.starts, job.p.builder
     if job.parameter("sigma") < 0:
@@ -55,14 +56,21 @@ def averaged(job: Job, powers: Sequence[int]) -> list[list[Tensor]]:
     def points(b: StepBuilder, args: Sequence[Tensor], clean: Sequence[Tensor]) -> list[Tensor]:
         return noisy(b, clean, noise, wide, args[0])
 
+    zeros = [outer.zeros_like(widened(outer, s)) for _ in range(sums) for s in starts]
+    index = outer.const(np.arange(samples, dtype=np.int64))
+    return over_steps(job, [index, *scanned], zeros, points, summed, kind=job.rules.output)
+
+
+def averaged(job: Job, power: int) -> Result:
+    """The mean over noisy inputs of the rule set's result to a power, for each start."""
+    samples = job.count("samples")
+
     def summed(b: StepBuilder, step: Step) -> list[Tensor]:
         found = [widened(b, r) for r in step.found]
-        return [(r if power == 1 else squared(b, r)) * (1 / samples) for power in powers for r in found]
+        return [(r if power == 1 else squared(b, r)) * (1 / samples) for r in found]
 
-    sums = [outer.zeros_like(widened(outer, s)) for _ in powers for s in starts]
-    index = outer.const(np.arange(samples, dtype=np.int64))
-    means = over_steps(job, [index], sums, points, summed, kind=job.rules.output)
-    return [list(means[i * len(starts) : (i + 1) * len(starts)]) for i in range(len(powers))]
+    means = over_noise(job, [], 1, summed)
+    return {s.name: narrowed(job.p.builder, m, s) for s, m in zip(job.starts, means, strict=True)}
 
 
 def squared(b: Builder, t: Tensor) -> Tensor:
@@ -73,20 +81,34 @@ def squared(b: Builder, t: Tensor) -> Tensor:
 @method("smoothgrad", **NOISE)
 def smoothgrad(job: Job) -> Result:
     """The mean over noisy inputs (Smilkov et al. 2017)."""
-    (mean,) = averaged(job, [1])
-    return {s.name: narrowed(job.p.builder, m, s) for s, m in zip(job.starts, mean, strict=True)}
+    return averaged(job, 1)
 
 
 @method("gradient-squared", **NOISE)
 def gradient_squared(job: Job) -> Result:
     """The mean square over noisy inputs (Hooker et al. 2019)."""
-    (square,) = averaged(job, [2])
-    return {s.name: narrowed(job.p.builder, m, s) for s, m in zip(job.starts, square, strict=True)}
+    return averaged(job, 2)
 
 
 @method("vargrad", **NOISE)
 def vargrad(job: Job) -> Result:
-    """The variance over noisy inputs (Adebayo et al. 2018)."""
-    mean, square = averaged(job, [1, 2])
-    b = job.p.builder
-    return {s.name: narrowed(b, b.Relu(q - squared(b, m)), s) for s, m, q in zip(job.starts, mean, square, strict=True)}
+    """The variance over noisy inputs (Adebayo et al. 2018).
+
+    A running mean and the sum of squares about it (Welford 1962): the mean square less the square of the mean would
+    cancel where the gradient hardly varies.
+    """
+    samples, starts, outer = job.count("samples"), job.starts, job.p.builder
+
+    def summed(b: StepBuilder, step: Step) -> list[Tensor]:
+        share, weight = step.args[1:]
+        moves, squares = [], []
+        for r, mean in zip((widened(b, r) for r in step.found), step.sums, strict=False):
+            moves.append(r * b.CastLike(share, r) - mean * b.CastLike(share, r))
+            squares.append(squared(b, r - mean) * b.CastLike(weight, r))
+        return [*moves, *squares]
+
+    number = np.arange(1, samples + 1)
+    kind = widened(outer, starts[0]).dtype
+    shares, weights = (1 / number).astype(kind), ((number - 1) / number / samples).astype(kind)
+    found = over_noise(job, [outer.const(shares), outer.const(weights)], 2, summed)
+    return {s.name: narrowed(outer, v, s) for s, v in zip(starts, found[len(starts) :], strict=True)}

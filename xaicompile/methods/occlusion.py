@@ -13,8 +13,10 @@ from xaicompile.ir.steps import StepBuilder
 from xaicompile.methods.job import Job, Result, Step, over_steps, score
 from xaicompile.registry import method
 
+WINDOW = 16  # by default; on a smaller input it is cut down
 
-@method("occlusion", window=16, stride=8, fill=0.0)
+
+@method("occlusion", window=WINDOW, stride=8, fill=0.0)
 def occlusion(job: Job) -> Result:
     """f(x) - f(x with a window filled), averaged over the windows that cover a position (Zeiler and Fergus 2014).
 
@@ -57,16 +59,22 @@ def occlusion(job: Job) -> Result:
 
 
 def windows(job: Job, t: Tensor) -> tuple[np.ndarray, list[int]]:
-    """First and last position of each window along each of its axes, [windows, 2 axes], and the axes."""
+    """First and last position of each window along each of its axes, [windows, 2 axes], and the axes.
+
+    Raises:
+        RuleError: The window that is asked for is larger than the input.
+    """
     rank = t.rank or 0
     first = {2: 1, 3: 1 if job.inputs[0].tokens else 2}.get(rank, 2)
     axes = list(range(first, rank)) if rank > 1 else [0]
     if job.inputs[0].tokens:
         axes = [1]
-    spans = []
+    spans, wanted, stride = [], job.count("window"), job.count("stride")
+    if wanted > max(dim(t, axis) for axis in axes) and wanted != WINDOW:
+        raise RuleError(f"parameter 'window' is {wanted}, larger than {t!r}")
     for axis in axes:
-        size, window, stride = dim(t, axis), job.count("window"), job.count("stride")
-        window = min(window, size)
+        size = dim(t, axis)
+        window = min(wanted, size)
         steps = 1 + -(-(size - window) // stride)
         spans.append([(i * stride, min(i * stride + window, size)) for i in range(steps)])
     return np.asarray([np.ravel(place) for place in product(*spans)], np.int64), axes
