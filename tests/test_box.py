@@ -59,6 +59,13 @@ def test_a_first_layer_behind_a_pool_is_refused() -> None:
         compile_model(pooled, "z-box", parameters={"low": 0.0, "high": 1.0})
 
 
+def test_a_first_layer_behind_a_constant_over_data_is_refused() -> None:
+    """It falls where its input grows, and has no bounds where that may be 0."""
+    inverse = model("N, 3, 6, 6", "n = Div(std, x)")
+    with pytest.raises(RuleError, match="not an affine function of the explained input"):
+        compile_model(inverse, "z-box", parameters={"low": 0.0, "high": 1.0})
+
+
 def test_a_bound_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(RuleError, match="a bound has 5 values"):
         compile_model(model("N, 3, 6, 6", "n = Identity(x)"), "z-box", parameters={"low": [0.0] * 5, "high": 1.0})

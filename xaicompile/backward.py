@@ -10,16 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xaicompile import registry
+from xaicompile import carry, registry
 from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.registry import Absorbed, Context, Message, Messages, Relevance, Rule
-
-AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization", "Neg", "Sum"}
-ROUNDING = {"Clip", "QuantizeLinear"}  # an input that is quantised keeps its relevance
-WINNERS = {"MaxPool", "GlobalMaxPool", "ReduceMax"}  # their outputs are some of their inputs, as these are
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Flow:
 
     def cotangent(self, b: Builder, x: Tensor) -> Tensor:
         """c, with relevance turned into a cotangent; zeros where nothing arrived."""
-        terms = [t for t in (self.c, None if self.r is None else as_cotangent(b, x, self.r)) if t is not None]
+        terms = [t for t in (self.c, None if self.r is None else carry.as_cotangent(b, x, self.r)) if t is not None]
         return held(b, b.add_all(terms)) if terms else b.zeros_like(x)
 
 
@@ -126,37 +122,18 @@ def through(
     result: list[Messages] = []
     g = [f.c for f in flows]
     if any(f.r is not None for f in flows):
-        if carries_relevance(view, need, picked.rule):
-            moved = carried(Context(b, view, [f.r for f in flows], need, facts))
-            result.append([None if m is None else Relevance(m) for m in moved])
+        ctx = Context(b, view, [f.r for f in flows], need, facts, picked.parameters, kept)
+        if carry.carries(ctx, picked.rule):
+            result.append([None if m is None else Relevance(m) for m in carry.carried(ctx, picked.rule)])
         else:
-            g = [f.c if f.r is None else f.cotangent(b, view.out(i)) for i, f in enumerate(flows)]
-            if kept is not None:  # relevance of a value that is 0 is no multiple of it, and ends here
-                ends = [(b.Equal(view.out(i), 0.0), f.r) for i, f in enumerate(flows) if f.r is not None]
-                kept += [Absorbed(b.where(is_zero, r, 0.0, like=r), "other") for is_zero, r in ends]
+            read = [carry.value(ctx, i) if f.r is not None else None for i, f in enumerate(flows)]
+            g = [f.c if x is None else f.cotangent(b, x) for f, x in zip(flows, read, strict=True)]
+            for x, f in zip(read, flows, strict=True):
+                if x is not None and f.r is not None:
+                    ctx.absorb(lambda x=x, r=f.r: carry.ended(b, x, r))  # type: ignore[misc]
     if any(c is not None for c in g):
         result.append(picked.rule(Context(b, view, g, need, facts, picked.parameters, kept)))
     return result
-
-
-def carries_relevance(view: View, need: Sequence[bool], rule: Rule) -> bool:
-    """True where R passes as R: layout ops, casts, maxima that one input wins, and with one data input rounding,
-    elementwise affine ops, and activations under the rule that says so."""
-    row = registry.info(view)
-    if row.layout:
-        return True
-    if view.domain or sum(need) != 1:
-        return False
-    if view.op in WINNERS:
-        return rule in [registry.RULES[name] for name in ("default", "gradient", "winner")]
-    return view.op in AFFINE | ROUNDING or (row.derivative is not None and rule is registry.RULES["pass"])
-
-
-def carried(ctx: Context) -> list[Tensor | None]:
-    """R moved by the transpose of a layout op or a maximum, or kept as it is by another op."""
-    if registry.info(ctx.node).layout or ctx.node.op in WINNERS:
-        return [m if isinstance(m, Tensor) else None for m in ctx.vjp()]
-    return [ctx.c if n else None for n in ctx.need]
 
 
 def summed(b: Builder, messages: Sequence[Message]) -> Flow:
@@ -176,9 +153,3 @@ def fitted(b: Builder, x: Tensor, m: Tensor | Relevance) -> Message:
     if isinstance(m, Relevance):
         return Relevance(held(b, b.unbroadcast(m.r, x)))
     return held(b, b.unbroadcast(m, x))
-
-
-def as_cotangent(b: Builder, x: Tensor, r: Tensor) -> Tensor:
-    """R/x, 0 where x is 0 (spec 1.9)."""
-    is_zero = b.Equal(x, 0.0)
-    return b.where(is_zero, 0.0, r / b.where(is_zero, 1.0, x, like=x), like=x)

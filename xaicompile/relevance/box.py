@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xaicompile.backward import AFFINE, ROUNDING
+from xaicompile.carry import affine_in
 from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, info
@@ -40,15 +40,17 @@ def steps_to(ctx: Context, x: Tensor) -> list[View]:
     steps: list[View] = []
     while x.name not in ctx.facts.explained:
         view = ctx.facts.producer(x)
-        data = [] if view is None else [t for t in view.x if t is not None and ctx.facts.on_path(t)]
-        passes = view is not None and (info(view).layout or view.op in AFFINE | ROUNDING)
-        if view is None or not passes or len(data) != 1 or len(view.y) != 1:
+        at = [] if view is None else [i for i, t in enumerate(view.x) if ctx.facts.on_path(t)]
+        passes = (
+            view is not None and len(at) == 1 and (info(view).layout or view.op == "Clip" or affine_in(view, at[0]))
+        )
+        if view is None or not passes or len(view.y) != 1:
             raise RuleError(
                 f"rule 'z-box' on {ctx.node}: its input is not an affine function of the explained input "
                 f"({view} is between); choose another rule for it"
             )
         steps.insert(0, view)
-        x = data[0]
+        x = view.inp(at[0])
     return steps
 
 

@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from xaicompile.backward import Flow, Ledger, backward
+from xaicompile.carry import ended
 from xaicompile.ir import Tensor
 from xaicompile.ir.body import Type, described, renamed, stacked
 from xaicompile.passes.control import Body
@@ -159,7 +160,11 @@ def steps(ctx: Context) -> Messages:
     given = [(y, c) for y, c in given if body.facts.on_path(y)]
     with inner.scope(node.name):
         found = messages_of(body, seeds_of(body, given), names, kept)
-        back.ends = [found[before[k].name].cotangent(inner, before[k]) for k in carried]
+        for k in carried:
+            flow = found[before[k].name]
+            back.ends.append(flow.cotangent(inner, before[k]))
+            if kept is not None and flow.r is not None:
+                kept.setdefault(node.name, []).append(Absorbed(ended(inner, before[k], flow.r), "other"))
         for i, total in zip(wanted, summed, strict=True):
             flow = found[node.inp(i).name]
             back.ends.append(total + outcome(body, flow, node.inp(i), flow.r is not None))
