@@ -93,3 +93,44 @@ def test_its_rules_need_a_reference(tmp_path: Path) -> None:
     rules.write_text('[[rules]]\nmatch = { op = "Relu" }\nrule = "rescale"\n[[rules]]\nrule = "gradient"\n')
     with pytest.raises(RuleError, match="need a reference"):
         xaicompile.compile(mlp("Relu"), rules)
+
+
+RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("op", list(RECURRENT))
+def test_recurrent_ops_are_refused_by_name(op: str, named: bool) -> None:
+    """One line that says which node, why, and what to use in its place; an inner node's trouble is not named."""
+    size = RECURRENT[op] * 5
+    text = f"s, h = {op}<hidden_size = 5>(x, w, r)\nq = Squeeze(h, zero)\ny = MatMul(q, v)"
+    arrays = {"w": weight(1, size, 4), "r": weight(1, size, 5), "v": weight(5, 3)}
+    model = net("(float[3,N,4] x) => (float[N,3] y)", text, zero=np.array([0]), **arrays)
+    model.graph.node[0].name = "memory" if named else ""
+    with pytest.raises(RuleError) as raised:
+        xaicompile.compile(model, "deeplift")
+    said = str(raised.value)
+    assert f"rule 'deeplift' can't pass {op} '" in said and "use integrated-gradients" in said and "\n" not in said
+    assert "'memory'" in said or not named
+    xaicompile.compile(model, "integrated-gradients")
+
+
+def test_all_subgraphs_are_refused_together() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]> net (float[N,4] x) => (float[N,4] y) {
+      h = Loop (n, yes, x) <body = steps (int64 i, bool c, float[N,4] s) => (bool d, float[N,4] o) {
+        d = Identity(c)
+        o = Tanh(s)
+      }>
+      q = ReduceSum<keepdims = 0>(h)
+      u = Greater(q, one)
+      y = If (u) <
+        then_branch = a () => (float[N,4] p) { p = Tanh(h) },
+        else_branch = b () => (float[N,4] m) { m = Neg(h) }
+      >
+    }"""
+    model = onnx.parser.parse_model(text)
+    for name, value in {"n": np.array(2), "yes": np.array(True), "one": np.array(1, np.float32)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.node[0].name, model.graph.node[3].name = "loop", "branch"
+    with pytest.raises(RuleError, match="can't pass Loop 'loop', If 'branch': its rescale rule"):
+        xaicompile.compile(model, "deeplift")
