@@ -1,9 +1,9 @@
 """The command line. The only part that knows click."""
 
-from xaicompile.cli import commands
+from xaicompile.cli import commands, neuralize
 from xaicompile.cli.group import cli
 
-__all__ = ["cli", "commands", "main"]
+__all__ = ["cli", "commands", "main", "neuralize"]
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def compile_command(
 ) -> None:
     """Compile MODEL into one that gives the same prediction and its relevance."""
     target = Path(output) if output else Path(model).with_name(f"{Path(model).stem}.explained.onnx")
-    _refuse(target, Path(model), force)
+    refuse(target, Path(model), force)
     compiled = compiled_by(model, options)
     report, note = _self_check(compiled, model, check)
     if report is not None and not report.passed:
@@ -55,7 +55,7 @@ def compile_command(
         click.echo("\n".join(summary.of_compiled(compiled, Path(model), written, report, note)))
 
 
-def _refuse(output: Path, source: Path, force: bool) -> None:
+def refuse(output: Path, source: Path, force: bool) -> None:
     """Say before the work that the output can't be written."""
     if output.exists() and source.exists() and output.samefile(source) and not force:
         raise OutputError(f"{output} is the input itself; choose another output, or --force to overwrite it")
