@@ -21,7 +21,6 @@ import xaicompile
 from . import measure, references, zoo
 from .replay import replay
 
-pytestmark = pytest.mark.parity
 FLOAT64 = 1e-9
 
 
@@ -69,6 +68,7 @@ def both(network: nn.Module, x: torch.Tensor, base: torch.Tensor) -> tuple[np.nd
     return expected, found, change
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, leaky])
 def test_small_networks(activation: Callable[[], nn.Module]) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -79,13 +79,16 @@ def test_small_networks(activation: Callable[[], nn.Module]) -> None:
     np.testing.assert_allclose(found.sum((1, 2, 3)), change, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parity_full
 def test_a_classifier() -> None:
+    """With batch norms; resnet18, vgg11 and the real classifier are in test_methods_parity.py."""
     x = zoo.sample("vgg11_bn", 1).double()
     expected, found, change = both(averaging("vgg11_bn"), x, 0.5 * x[:1].flip(3))
     assert references.error(found, expected) <= FLOAT64
     np.testing.assert_allclose(found.sum((1, 2, 3)), change, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parity
 def test_max_pooling_sums_to_the_difference_here(capsys: pytest.CaptureFixture[str]) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, 2, 8, 8, generator=generator).double()
@@ -97,8 +100,12 @@ def test_max_pooling_sums_to_the_difference_here(capsys: pytest.CaptureFixture[s
         print(f" captum's gap {gaps[0]}, ours {gaps[1]}", end=" ")
 
 
-def test_the_prediction_keeps_its_bits() -> None:
-    made = xaicompile.compile(measure.source("vgg11_bn", "legacy", torch.float32), "deeplift")
-    out = measure.run_ort(measure.session(made), {"x": zoo.sample("vgg11_bn", 1).numpy()})
-    assert np.array_equal(out["logits"], measure.prediction("vgg11_bn", "legacy", 1))
+BITS = [pytest.param("resnet18", marks=pytest.mark.parity), pytest.param("vgg11_bn", marks=pytest.mark.parity_full)]
+
+
+@pytest.mark.parametrize("name", BITS)
+def test_the_prediction_keeps_its_bits(name: str) -> None:
+    made = xaicompile.compile(measure.source(name, "legacy", torch.float32), "deeplift")
+    out = measure.run_ort(measure.session(made), {"x": zoo.sample(name, 1).numpy()})
+    assert np.array_equal(out["logits"], measure.prediction(name, "legacy", 1))
     assert np.isfinite(out["relevance"]).all()
