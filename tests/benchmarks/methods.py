@@ -4,7 +4,8 @@
 
 Random weights, batch 1, ONNX Runtime and torch on the CPU. Needs Linux (a process's memory is read from /proc) and the
 `parity` extra. A method's time is a ratio to that of the prediction in the same runtime, which is timed before and
-after it in each round; `--limits` fails where a limit is passed. With the defaults it takes about ten minutes.
+after it in each round; with `--threads 1` the processor's seconds count, which hold on a busy machine too. `--limits`
+fails where a limit is passed. With the defaults it takes about ten minutes on a quiet machine.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ def memory_table(name: str, files: dict[str, Path], steps: int, threads: int) ->
     print(
         "\nPeak memory: the most resident memory (VmHWM) of a process that loads the model and runs it once, minus its"
     )
-    print("resident memory (VmRSS) after the imports. captum is measured at fewer steps: one by one, it needs the same")
-    print("for any number of steps; all at once, it needs more with each.")
+    print(
+        "resident memory (VmRSS) after the imports. captum takes fewer steps: one by one, memory is the same for any."
+    )
     print("\n| model | runtime | explanation | peak memory, MB | ratio to the gradient in the same runtime |")
     print("|---|---|---|---|---|")
     peaks: dict[str, float] = {}
@@ -137,16 +139,16 @@ def memory_table(name: str, files: dict[str, Path], steps: int, threads: int) ->
         print(f"| {name} | {runtime} | {label} | {peak:.0f} | {ratio} |", flush=True)
         if mine:
             peaks[what] = peak
-    found = [peak for what, peak in peaks.items() if what.startswith(IG)]
+    found = [p for what, p in peaks.items() if what.startswith(IG)]
     print(f"\nThe many steps need {cell(found[-1] / found[0], SAME)} times the memory of the few.")
     return max(found) / peaks["ONNX Runtime gradient"] > MEMORY or found[-1] / found[0] > SAME
 
 
-def seconds(run: Run) -> float:
+def seconds(run: Run, clock: Callable[[], float]) -> float:
     """The time of one run."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 @dataclass
@@ -158,25 +160,26 @@ class Timed:
     predict: Run
     run: Run
     worth: int
+    clock: Callable[[], float]
     limit: float | None = None
     times: list[tuple[float, float]] = field(default_factory=list)
 
     def once(self) -> None:
         """Times a run, and predictions before and after it, each an eighth as many as the run is worth."""
-        count, before = max(2, self.worth // 8), self.predicted
-        first = before(count)
-        ran = seconds(self.run)
-        self.times.append(((first + before(count)) / 2, ran))
+        first, ran, last = self.predicted(), seconds(self.run, self.clock), self.predicted()
+        self.times.append(((first + last) / 2, ran))
+        print(f"{self.runtime}, {self.what}: {ran / self.times[-1][0]:.1f}", file=sys.stderr, flush=True)
 
-    def predicted(self, count: int) -> float:
+    def predicted(self) -> float:
         """Mean seconds of a prediction, after one that does not count."""
         self.predict()
-        return statistics.mean(seconds(self.predict) for _ in range(count))
+        return statistics.mean(seconds(self.predict, self.clock) for _ in range(max(2, self.worth // 8)))
 
 
 def time_table(name: str, files: dict[str, Path], steps: int, threads: int, rounds: int) -> bool:
     """Prints times; True if a limit is passed."""
-    print(f"\n{threads} threads, {rounds} rounds, all in turn. The prediction is that of the same runtime, at batch 1.")
+    clock, unit = (time.process_time, "processor") if threads == 1 else (time.perf_counter, "clock")
+    print(f"\n{threads} threads, seconds of the {unit}, {rounds} rounds, all in turn. Predictions: the same runtime's.")
     print("\n| model | runtime | explanation | prediction, ms | explained, s | ratio, median | lowest to highest |")
     print("|---|---|---|---|---|---|---|")
     theirs, ours, timed = in_torch(name, steps, threads), f"ONNX Runtime {version()}", list[Timed]()
@@ -187,18 +190,18 @@ def time_table(name: str, files: dict[str, Path], steps: int, threads: int, roun
     )
     for what, run in runs:
         worth, limit = (2 * steps, STEP * steps) if what.startswith(IG) else (WINDOWS, PLACE * WINDOWS)
-        timed.append(Timed(ours, what, predict[1], run, worth, limit))
+        timed.append(Timed(ours, what, predict[1], run, worth, clock, limit))
         for label, other in theirs.items():
             if label.split(",")[0] == what.split(",")[0]:
-                timed.append(Timed("captum", f"{what}, {label.split(', ')[1]}", theirs["prediction"], other, worth))
+                label = f"{what}, {label.split(', ')[1]}"
+                timed.append(Timed("captum", label, theirs["prediction"], other, worth, clock))
     for _ in range(rounds):
         for row in timed:
             row.once()
     missed = False
     for row in timed:
         ratios = [ran / one for one, ran in row.times]
-        one, ran = (statistics.median(column) for column in zip(*row.times, strict=True))
-        ratio = statistics.median(ratios)
+        one, ran, ratio = (statistics.median(v) for v in (*zip(*row.times, strict=True), ratios))
         missed |= row.limit is not None and ratio > row.limit
         cells = f"{one * 1e3:.0f} | {ran:.2f} | {cell(ratio, row.limit)} | {min(ratios):.1f} to {max(ratios):.1f}"
         print(f"| {name} | {row.runtime} | {row.what} | {cells} |", flush=True)
@@ -209,10 +212,9 @@ def files_of(name: str, folder: Path, steps: int, many: int) -> dict[str, Path]:
     """Exports and compiles a model."""
     source, files = folder / f"{name}.onnx", dict[str, Path]()
     source.write_bytes(exported(name))
-    window: dict[str, Any] = {"window": WINDOW, "stride": STRIDE}
     wanted: dict[str, tuple[str, dict[str, Any]]] = {"gradient": ("gradient", {})}
     wanted |= {f"{IG}, {n} steps": (IG, {"steps": n}) for n in (steps, many)}
-    wanted |= {f"occlusion, {WINDOWS} windows": ("occlusion", window)}
+    wanted |= {f"occlusion, {WINDOWS} windows": ("occlusion", {"window": WINDOW, "stride": STRIDE})}
     for i, (what, (rule, parameters)) in enumerate(wanted.items()):
         files[what] = folder / f"{i}.onnx"
         compile_model(source, rule, parameters=parameters).save(files[what])
@@ -239,8 +241,7 @@ def main() -> None:
             files = files_of(name, Path(folder), options.steps, options.many)
             missed |= size_table(name, files)
             missed |= memory_table(name, files, options.steps, options.threads)
-            if options.rounds:
-                missed |= time_table(name, files, options.steps, options.threads, options.rounds)
+            missed |= options.rounds and time_table(name, files, options.steps, options.threads, options.rounds)
     raise SystemExit(int(options.limits and missed))
 
 
