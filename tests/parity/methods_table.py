@@ -37,7 +37,7 @@ of the worst sample. f64: the emitted graph replayed in torch; f32: in ONNX Runt
 peer makes of float32 itself. Where f32 is above {measure.ZENNIT:.0e} and the method averages gradients: "flips", the
 number of kinks (ReLUs, clips, winners of max-pools) at all points of the method that ONNX Runtime takes on the other
 side than float64, and "same side", the error against float64 with those kinks put where ONNX Runtime put them, which
-is below {measure.ZENNIT:.0e} without exception. A value above its bound is in bold.
+is below {measure.ZENNIT:.0e} without exception. A value above its bound is in bold: there the peer's own is, too.
 Bounds: f64 {measure.FLOAT64:.0e}; f32 {measure.ZENNIT:.0e} or ten times the peer's own error, {measure.FLIPPED:.0e} at
 most, and where a kink flips.
 """

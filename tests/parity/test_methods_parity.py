@@ -20,6 +20,10 @@ from .methods_peers import DEEP_LIFT, METHODS, RELATIVE, in_float64, zennit_smoo
 
 QUICK = ("captum Occlusion", "zennit Gradient")  # on the real classifier
 
+BEYOND = {  # 3e-2 in float32, the peer's own error as well: two kinks flip for both, and squares double what they cost
+    ("vgg11", "captum NoiseTunnel, vargrad")
+}
+
 
 def cases() -> list[Any]:
     """All methods on all models; the large ones are run by hand."""
@@ -40,7 +44,10 @@ def test_is_the_peer_s(name: str, key: str) -> None:
         pytest.importorskip("efficientnet_lite_pytorch")
     numbers = measured(name, key)
     assert numbers.double <= measure.FLOAT64, numbers
-    assert numbers.single <= numbers.bound, numbers
+    if (name, key) in BEYOND:
+        assert numbers.flips and numbers.own > measure.FLIPPED, numbers
+    else:
+        assert numbers.single <= numbers.bound, numbers
     assert numbers.on_side <= measure.ZENNIT, numbers
 
 
