@@ -22,6 +22,7 @@ from xaicompile.registry import Absorbed
 from xaicompile.ruled import Ruled, ruled
 from xaicompile.samples import Samples
 from xaicompile.seeds import Question, Seeds, seeds_of
+from xaicompile.timefirst import behind_time, seeds_behind_time
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,12 @@ def direct(
     between = {t.name for view in chosen.views for t in (*view.x, *view.y) if facts.on_path(t) and t is not None}
     shown = [tapped(p, name, between) for name in wanted.layers]
     masks = masks_of(b, [layer_of(facts, tapped(p, name, between)) for name in wanted.concepts])
-    seeds = seeds_of(p, end, inputs[0].tensor, asked, rules.pool)
+    behind, first = behind_time(chosen.views, facts, inputs, end.tensor), inputs[0].tensor
+    if behind is None:
+        seeds = seeds_of(p, end, first, asked, rules.pool)
+    else:
+        by_axis_0 = bool(wanted.concepts) or wanted.top_concepts is not None
+        seeds = seeds_behind_time(p, end, first, asked, rules.pool, behind, by_axis_0)
     if not facts.on_path(end.tensor):
         seeds.notes.append(f"relevance is zero: none of '{end.tensor.name}' can reach an explained input")
     samples = None

@@ -43,6 +43,10 @@ class MixedError(Exception):
     """Behind some node samples can't be told apart; the text says why."""
 
 
+class SteppedError(MixedError):
+    """A loop goes along what was taken for the samples' axis: it is time."""
+
+
 @dataclass
 class Samples:
     """What is known about samples.
@@ -51,11 +55,13 @@ class Samples:
         axes: The samples' axis in the tensors on the way, counted from the back.
         mixed: Why samples can't be told apart, "" if they are.
         views: The views on the way by name.
+        stepped: Whether a loop goes along the axis.
     """
 
     axes: Axes = field(default_factory=dict)
     mixed: str = ""
     views: dict[str, View] = field(default_factory=dict)
+    stepped: bool = False
 
     def axis(self, node: str, amount: Tensor) -> int:
         """The samples' axis in what a node absorbs, which is shaped like an output or input of it; 0 if unknown."""
@@ -79,22 +85,24 @@ class Known:
     shaped: frozenset[str]
 
 
-def find(views: Sequence[View], facts: Facts, starts: Iterable[Tensor], end: Tensor) -> Samples:
-    """Follows the samples from where the explained inputs begin to the explained tensor.
+def find(views: Sequence[View], facts: Facts, starts: Iterable[Tensor], end: Tensor, axis: int = 0) -> Samples:
+    """Follows the samples from where the explained inputs begin, along `axis`, to the explained tensor.
 
     Taken for granted is what exporters make of a model for any number of samples: a Reshape that leaves the axes in
     front as they are leaves the samples whole, and so do indices and amounts that are worked out from shapes.
     """
     found = Samples(views={v.name: v for v in views})
-    known = Known((end.shape or (None,))[0], shaped(facts.program.views))
+    starts = list(starts)
+    size = (end.shape or (None,))[0] if not axis else (starts[0].shape or (None,) * (axis + 1))[axis]
+    known = Known(size, shaped(facts.program.views))
     try:
         for start in starts:
-            found.axes[start.name] = back(start, 0)
+            found.axes[start.name] = back(start, axis)
         follow(found.axes, views, facts, known)
-        if end.name in found.axes and front(end, found.axes[end.name]):
+        if not axis and end.name in found.axes and front(end, found.axes[end.name]):
             raise MixedError(f"axis 0 of '{end.name}' is none of samples")
     except MixedError as error:
-        found.mixed = str(error)
+        found.mixed, found.stepped = str(error), isinstance(error, SteppedError)
     return found
 
 
@@ -318,5 +326,5 @@ def step(view: View, x: Tensor, axis: int, j: int) -> int:
     steps = (view.attrs.get("scan_input_axes") or [0] * (j + 1))[j] % front(x, 0)
     at = front(x, axis)
     if at == steps:
-        raise MixedError(f"{view} goes from sample to sample")
+        raise SteppedError(f"{view} goes from sample to sample")
     return axis if at > steps else axis + 1
