@@ -132,8 +132,9 @@ def kernel(b: Builder, v: View, x: Tensor, vectors: np.ndarray) -> Tensor | None
     kind = str(v.attrs.get("kernel_type", "LINEAR")).upper()
     gamma, shift, degree = (*(float(k) for k in v.attrs.get("kernel_params") or []), 0.0, 0.0, 0.0)[:3]
     if kind == "RBF":
-        difference = b.Unsqueeze(x, [1]) - b.const(vectors)
-        return b.Exp(b.sum_axes(difference * difference, [-1]) * -gamma)
+        from xaicompile.neuralization import forms
+
+        return b.Exp(forms.expanded(b, *forms.from_centre(b, x, b.const(vectors))) * -gamma)
     product = b.MatMul(x, b.const(np.ascontiguousarray(vectors.T)))
     if kind == "LINEAR":
         return product

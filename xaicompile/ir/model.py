@@ -38,7 +38,7 @@ from xaicompile.ir.graph import (
     sorted_nodes,
 )
 from xaicompile.ir.opset import channel_slopes, retyped
-from xaicompile.ir.types import inferred
+from xaicompile.ir.types import inferred, run_node
 
 OPSET_FLOOR = 18
 STANDARD = ("", "ai.onnx")
@@ -246,6 +246,8 @@ def stored(program: Program, t: Tensor) -> np.ndarray | None:
     """The numbers of an initializer, or of the builder's constant, however many; None for all else."""
     if isinstance(t.var, gs.Constant):
         proto = next_value(t.var)
+    elif t.name in program.builder.made:
+        return worked_out(t.var, program.opset)
     else:
         held = (i for i in program.source.model.graph.initializer if i.name == t.name and t.constant)
         found = next(held, None)
@@ -257,6 +259,20 @@ def stored(program: Program, t: Tensor) -> np.ndarray | None:
         return None
     values: np.ndarray = numpy_helper.to_array(proto, str(path.parent) if path else "")
     return values
+
+
+def worked_out(var: gs.Tensor, opset: int) -> np.ndarray | None:
+    """The numbers of a constant that the builder's nodes make of other constants."""
+    if isinstance(var, gs.Constant):
+        values: np.ndarray = var.values
+        return values
+    node = var.inputs[0] if var.inputs else None
+    found = None if node is None else [worked_out(x, opset) for x in node.inputs]
+    if node is None or not found or any(v is None for v in found):
+        return None
+    names = [x.name for x in node.inputs]
+    feeds = {n: v for n, v in zip(names, found, strict=True) if v is not None}
+    return run_node(helper.make_node(node.op, names, [var.name], **node.attrs), feeds, opset)
 
 
 def readable(proto: onnx.TensorProto) -> bool:

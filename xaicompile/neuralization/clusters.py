@@ -28,11 +28,19 @@ class KernelClusters:
 
 
 def k_means(reader: Reader, t: Tensor) -> Distances:
-    """Distances to cluster centres: behind an ArgMin or a root, or as the linear scores 2 x mu - |mu|^2.
+    """Distances to cluster centres, two at least.
 
     Raises:
         Differs: There are none.
     """
+    found = centres(reader, t)
+    if found.count < 2:
+        raise Differs(f"{reader.at(t)} knows one cluster only, and no rival")
+    return found
+
+
+def centres(reader: Reader, t: Tensor) -> Distances:
+    """Distances behind an ArgMin or a root, or in the linear scores 2 x mu - |mu|^2."""
     view = reader.maker(t, RESHAPED)
     while view is not None and not view.domain and view.op in PICKS:
         t = view.inp(0)
@@ -41,9 +49,11 @@ def k_means(reader: Reader, t: Tensor) -> Distances:
         evidence = evidence_of(reader, view)
         if evidence is not None:
             return evidence
-    core = reader.affine(reader.source(t, RESHAPED))
+    core = reader.source(t, RESHAPED)
     try:
-        return reader.distances(core.of)
+        view = reader.maker(core)
+        negative = view is not None and view.op == "Neg" and not view.domain
+        return reader.distances(view.inp(0) if view is not None and negative else core)
     except Differs as why:
         linear = reader.maker(t, RESHAPED)
         if linear is None or linear.op not in ("Gemm", "Add", "Sub", "MatMul"):

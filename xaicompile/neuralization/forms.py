@@ -17,22 +17,23 @@ ROUNDING = 8.0  # digits that |v|^2 - 2 v w + |w|^2 may lose, in units of the la
 
 
 def squared_distances(b: Builder, x: Tensor, points: Tensor) -> Tensor:
-    """|x - u|^2 from each row of x [N,d] to each point [M,d]: [N,M].
+    """|x - u|^2 from each row of x [N,d] to each point [M,d]: [N,M]."""
+    v, w = from_centre(b, x, points)
+    return b.read_as(View("SquaredDistance", [v, w], [], domain=OWN), lambda: expanded(b, v, w))
 
-    |v|^2 - 2 v w + |w|^2, with v and w taken from the points' mean: what is far from the origin keeps its digits.
-    What rounding leaves of a point's distance to itself is 0.
-    """
+
+def from_centre(b: Builder, x: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Both less the points' mean: what is far from the origin keeps its digits."""
     centre = b.mean_axes(points, [0])
-    v, w = x - centre, points - centre
+    return x - centre, points - centre
 
-    def make() -> Tensor:
-        square = b.op("ReduceSumSquare", v, [1], keepdims=1)
-        own = b.Transpose(b.op("ReduceSumSquare", w, [1], keepdims=1), perm=[1, 0])
-        lengths = square + own
-        found = lengths - b.MatMul(v, b.Transpose(w * 2.0, perm=[1, 0]))
-        return b.keep(found, found > lengths * (ROUNDING * float(np.finfo(x.dtype or np.float32).eps)))
 
-    return b.read_as(View("SquaredDistance", [v, w], [], domain=OWN), make)
+def expanded(b: Builder, v: Tensor, w: Tensor) -> Tensor:
+    """|v|^2 + |w|^2 - 2 v w; what rounding leaves of a point's distance to itself is 0."""
+    square = b.op("ReduceSumSquare", v, [1], keepdims=1)
+    lengths = square + b.Transpose(b.op("ReduceSumSquare", w, [1], keepdims=1), perm=[1, 0])
+    found = lengths - b.MatMul(v, b.Transpose(w * 2.0, perm=[1, 0]))
+    return b.keep(found, found > lengths * (ROUNDING * float(np.finfo(v.dtype or np.float32).eps)))
 
 
 def soft_min(b: Builder, a: Tensor) -> Tensor:
