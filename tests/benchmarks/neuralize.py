@@ -4,8 +4,7 @@
 
 Random support vectors. The score is the source model's; both take turns, the median of the ratios counts. Memory is
 what a process holds at most (VmHWM) that loads a model and runs it once, less what it held with ONNX Runtime loaded and
-no model (VmRSS); of an SVMRegressor most of it is ONNX Runtime's reading of its attributes, so what the explanation adds
-counts. `--limits` fails where a limit is passed.
+no model (VmRSS); what the explanation adds counts. `--limits` fails where a limit is passed.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def run(p: Program, kinds: Sequence[str], end: End, named: bool) -> End:
             p.builder.method, before = "neuralize", p.builder.method
             try:
                 with p.builder.scope(kind), p.builder.recorded() as recorded:
-                    found = REWRITES[kind](Reader(p), t, end)
+                    found = REWRITES[kind](Reader(p, guess=len(kinds) == len(AUTO)), t, end)
             except Differs as why:
                 reasons.append(f"{kind}: looked for {WANTED[kind]} in front of '{t.name}', but {why}")
                 continue
@@ -134,7 +134,7 @@ def log_ratio(reader: Reader, t: Tensor, end: End) -> End:
     try:
         found = ratio.head(reader, t)
     except Differs:
-        if not asked_for(t, end):
+        if reader.guess or not asked_for(t, end):
             raise
         found = ratio.Head(t, True)
     ratios = "softmax" if found.exclusive else ""

@@ -43,7 +43,10 @@ def head(reader: Reader, t: Tensor) -> Head:
         if passed is None and view.op not in (*RESHAPED, "ArgMax", "ZipMap", "Log"):
             break
         here = passed if passed is not None else view.x[0]
-    raise Differs(f"{reader.at(here or t)} is neither Softmax, LogSoftmax nor Sigmoid, and leads to none")
+    raise Differs(
+        f"{reader.at(here or t)} is neither Softmax, LogSoftmax nor Sigmoid, and leads to none; if these are logits "
+        "[N, classes], say so with --neuralize log-ratio"
+    )
 
 
 def checked(found: Head, view: View) -> Head:

@@ -80,10 +80,14 @@ class Factor:
 
 
 class Reader:
-    """What made a tensor, seen through nodes that change no value."""
+    """What made a tensor, seen through nodes that change no value.
 
-    def __init__(self, p: Program) -> None:
-        self.p, self.b = p, p.builder
+    Attributes:
+        guess: Whether nobody said what the model is, so that scores without a softmax are no class probabilities.
+    """
+
+    def __init__(self, p: Program, guess: bool = False) -> None:
+        self.p, self.b, self.guess = p, p.builder, guess
         self.producers = p.producers()
 
     def maker(self, t: Tensor | None, also: frozenset[str] | set[str] = frozenset()) -> View | None:

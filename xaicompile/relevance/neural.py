@@ -8,6 +8,7 @@ from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor
 from xaicompile.registry import Context, Messages, Relevance, relevance, rule
 from xaicompile.relevance.reading import absorb_difference
+from xaicompile.vjp.neural import squared_differences
 from xaicompile.vjp.reduce import kept
 
 POOLS = ("SoftMin", "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ClusterEvidence")
@@ -18,11 +19,9 @@ def squared_distance(ctx: Context) -> Messages:
     """R_i = sum_j c_j (x - u_j)_i^2: each distance's relevance c_j d_j in proportion to the squared differences.
 
     Every Taylor root on the way from x to u_j, and the midpoint rule for a difference of two distances, give the same
-    (Kauffmann et al. 2020, 2022). As x^2 sum(c) - 2 x (c u) + c u^2, which holds no [batch, points, features].
+    (Kauffmann et al. 2020, 2022).
     """
-    b, c, x, u = ctx.b, ctx.c, ctx.x, ctx.node.inp(1)
-    total = b.sum_axes(c, [1], keepdims=True)
-    return ctx.only(0, Relevance(x * x * total - x * b.MatMul(c, u) * 2.0 + b.MatMul(c, u * u)))
+    return ctx.only(0, Relevance(squared_differences(ctx.b, ctx.c, ctx.x, ctx.node.inp(1))))
 
 
 @relevance("SoftMin")

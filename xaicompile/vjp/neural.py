@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import OWN, Context, Messages, vjp
+
+
+def squared_differences(b: Builder, c: Tensor, x: Tensor, u: Tensor) -> Tensor:
+    """sum_j c_j (x - u_j)^2 by feature, [N,d], as x^2 sum(c) - 2 x (c u) + c u^2: never a [N,points,features]."""
+    total = b.sum_axes(c, [1], keepdims=True)
+    return x * x * total - x * b.MatMul(c, u) * 2.0 + b.MatMul(c, u * u)
 
 
 @vjp("SquaredDistance", domain=OWN)
