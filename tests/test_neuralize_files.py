@@ -226,7 +226,7 @@ BAD: dict[str, tuple[Any, type[XaiCompileError], str]] = {
     "perceptron": (lambda x, y: MLPClassifier(), ModelError, "MLPClassifier is not fitted"),
     "scaler": (lambda x, y: make_pipeline(StandardScaler(), KMeans(2).fit(x)), ModelError, "step 'standardscaler'"),
     "one cluster": (lambda x, y: KMeans(1).fit(x), UnsupportedError, "one cluster"),
-    "linear": (lambda x, y: OneClassSVM(kernel="linear").fit(x), UnsupportedError, "the kernel 'linear'"),
+    "linear machine": (lambda x, y: OneClassSVM(kernel="linear").fit(x), UnsupportedError, "the kernel 'linear'"),
     "poly": (lambda x, y: SVC(kernel="poly").fit(x, y), UnsupportedError, "only rbf kernels"),
     **{
         kernel: (lambda x, y, k=kernel: KernelDensity(kernel=k).fit(x), UnsupportedError, f"the kernel '{kernel}'")
