@@ -200,7 +200,7 @@ RELU = "h = Relu(x) y = MatMul(h, w)"
         (
             "kde",
             "u = Sub(x, c) q = Mul(u, u) h = Exp(q) y = MatMul(h, w)",
-            r"but Mul '.*' is no part of squared distances",
+            r"but Mul '.*' is no part of squared dist",
         ),
         ("kmeans", RELU, r"kmeans: looked for distances to cluster centres, or their ArgMin in front of 'y'"),
         ("kernel-kmeans", "y = MatMul(x, w)", r"but MatMul '.*' is neither a Softmax nor a division by the sum"),
