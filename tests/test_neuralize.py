@@ -279,3 +279,15 @@ def test_maps_and_targets() -> None:
     made = compile_model(model, "lrp-0", neuralize="log-ratio").model
     out = exact(made, {"x": X, "target": np.asarray([9])})
     assert not out["log_ratio"].any() and not out["relevance"].any()
+
+
+def test_many_points() -> None:
+    """N2, N3 on 20,000 points of 50 features, few at a time in the dense form."""
+    points, x = RANDOM.normal(size=(20_000, 50)), RANDOM.normal(size=(3, 50))
+    weights = RANDOM.uniform(0.1, 1.0, 20_000)
+    out = explained(density_graph("matmul", "matmul", points, weights, 0.02), "kde", x)
+    want = Density(x, points, weights, 0.02)
+    np.testing.assert_allclose(out["outlierness"], want.score, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(out["relevance"], want.v_out(), rtol=0, atol=1e-9)
+    act = explained(density_graph("matmul", "matmul", points, weights, 0.02), "kde", x, pool="v-act")
+    np.testing.assert_allclose(act["relevance"].sum(1), want.score - want.divergence(), rtol=0, atol=1e-9)

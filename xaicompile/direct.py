@@ -146,7 +146,7 @@ def one_map(plan: Plan, seed: Explained) -> tuple[Outputs, list[str] | None]:
         flows = {**found, **arrived}  # of a masked layer what came to it
         before = {name: result_of(p, kind, t, flows[name]) for name, t in layers.items()}
         outputs |= top_outputs(b, [layer_of(plan.facts, t) for t in layers.values()], before, plan.top_concepts)
-    if plan.end.score:
+    if plan.end.score and plan.end.score not in {t.name for t in p.outputs}:
         outputs[plan.end.score] = seed.value
     if kept is None or plan.samples is None:
         return outputs, None

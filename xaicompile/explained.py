@@ -24,7 +24,7 @@ class End:
     """The explained tensor and what was cut behind it.
 
     Attributes:
-        score: Under which name the explained scalars are given out, of a neuralized model; "" if they are not.
+        score: Under which name a neuralized model gives out the explained scalars, if it does not yet; "" for others.
         ratio: What is explained of the tensor's elements: "" one of them, "softmax" the log-likelihood ratio of one,
             with the elements as logits.
         constants: Numbers given out beside the score.

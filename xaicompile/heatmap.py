@@ -145,6 +145,11 @@ def score(
         raise RuleError(f"--target {index}: '{name}' has {values.size} values, so the target is 0 to {values.size - 1}")
     called = names[index] if names is not None and len(names) == values.size else None
     title = f"{called or name} ({index}), score {values[index]:.3g}"
+    rewritten = session.metadata.get("xaicompile.neuralized", "")
+    if rewritten in result:
+        rewritten_values = np.asarray(result[rewritten])
+        value = f"{rewritten} {rewritten_values[(0, index)[: rewritten_values.ndim]]:.3g}"
+        title = value if values.size == 1 else f"{called or name} ({index}), {value}"
     probability = None
     if values.size > 1 and not (values.min() >= 0 and abs(values.sum() - 1) < 1e-3):
         powers = np.exp(values - values.max())

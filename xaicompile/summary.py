@@ -56,7 +56,8 @@ def of_compiled(
     growth = written[0].stat().st_size - source.stat().st_size
     lines = [f"{written[0]}  ({growth / 1000:+.0f} kB)"]
     lines += [f"{path}  (external data)" for path in written[1:]]
-    explained = metadata_of(compiled.model).get("xaicompile.explain_output", "?")
+    metadata = metadata_of(compiled.model)
+    explained = metadata.get("xaicompile.neuralized") or metadata.get("xaicompile.explain_output", "?")
     which = f"the largest value, or the one that input '{compiled.target}' names" if compiled.target else "reduced"
     lines.append(f"explains   '{explained}': {which}")
     lines += [f"relevance  of input '{x}' in output '{y}'" for x, y in compiled.relevance.items()]

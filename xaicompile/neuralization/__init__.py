@@ -63,7 +63,7 @@ def run(p: Program, kinds: Sequence[str], end: End, named: bool) -> End:
     Raises:
         UnsupportedError: None of them is there; says what was looked for, and at which node the graph differs.
     """
-    reasons = []
+    reasons: dict[str, str] = {}
     starts = [end.tensor] if named else list({t.name: t for t in (*p.outputs, end.tensor)}.values())
     for kind in kinds:
         for t in starts:
@@ -72,7 +72,7 @@ def run(p: Program, kinds: Sequence[str], end: End, named: bool) -> End:
                 with p.builder.scope(kind), p.builder.recorded() as recorded:
                     found = REWRITES[kind](Reader(p, guess=len(kinds) == len(AUTO)), t, end)
             except Differs as why:
-                reasons.append(f"{kind}: looked for {WANTED[kind]} in front of '{t.name}', but {why}")
+                reasons.setdefault(kind, f"{kind}: looked for {WANTED[kind]} in front of '{t.name}', but {why}")
                 continue
             finally:
                 p.builder.method = before
@@ -80,9 +80,9 @@ def run(p: Program, kinds: Sequence[str], end: End, named: bool) -> End:
             p.views += Recorder(p).views(node, recorded)
             mark_activations(p)
             if found.score in {t.name for t in p.outputs}:  # a model that `neuralize` made
-                return replace(found, score="", constants={})
+                return replace(found, constants={})
             return found
-    raise UnsupportedError(f"nothing to neuralize. {'. '.join(dict.fromkeys(reasons))}")
+    raise UnsupportedError(f"nothing to neuralize. {'. '.join(reasons.values())}")
 
 
 def mark_activations(p: Program) -> None:
@@ -169,6 +169,13 @@ def outlierness(reader: Reader, t: Tensor, end: End) -> End:
     return replace(end, tensor=score, notes=notes, score="outlierness", constants=constants)
 
 
+def one_class_svm(reader: Reader, t: Tensor, end: End) -> End:
+    """The same; without a threshold it is a density, if nobody said what the model is."""
+    if reader.guess and not kernels.scored(reader, t).threshold:
+        raise Differs(f"{reader.at(t)} subtracts no threshold")
+    return outlierness(reader, t, end)
+
+
 def k_means(reader: Reader, t: Tensor, end: End) -> End:
     """The evidence for each cluster: how much nearer its centre is than the nearest other."""
     d = of_distances(reader, replace(clusters.k_means(reader, t), root=False))
@@ -207,7 +214,7 @@ def distances(reader: Reader, t: Tensor, end: End) -> End:
 REWRITES: dict[str, Callable[[Reader, Tensor, End], End]] = {
     "log-ratio": log_ratio,
     "kde": outlierness,
-    "one-class-svm": outlierness,
+    "one-class-svm": one_class_svm,
     "kmeans": k_means,
     "kernel-kmeans": kernel_k_means,
     "distances": distances,
