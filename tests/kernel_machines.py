@@ -185,6 +185,27 @@ def powers(points: Array, members: Array, gamma: float, beta: float) -> onnx.Mod
     return clusters(body, points, members, gamma, beta)
 
 
+def normalised(points: Array, members: Array, gamma: float, beta: float) -> onnx.ModelProto:
+    """The same with normalisers Z of their own."""
+    body = f"""{SQUARES["matmul"]} a1 = Mul(d, slope) k = Exp(a1) f = MatMul(k, members) z = Div(f, norms)
+        p = Pow(z, power) total = ReduceSum <keepdims = 1> (p, one) y = Div(p, total)"""
+    return clusters(body, points, (members > 0).astype(float), gamma, beta, norms=1 / members.max(0))
+
+
+def separate(points: Array, members: Array, gamma: float, beta: float) -> onnx.ModelProto:
+    """Each cluster's points and distances apart."""
+    body = "one = Constant <value_ints = [1]> () u = Unsqueeze(x, one) last = Constant <value_ints = [2]> ()"
+    names: list[str] = []
+    given: dict[str, Array] = {}
+    for c, column in enumerate(members.T):
+        given |= {f"points{c}": points[column > 0], f"norm{c}": np.asarray(-np.log(column.max()))}
+        body += f""" e{c} = Sub(u, points{c}) d{c} = ReduceSumSquare <keepdims = 0> (e{c}, last) a{c} = Mul(d{c}, slope)
+            l{c} = ReduceLogSumExp <keepdims = 1> (a{c}, one) z{c} = Sub(l{c}, norm{c})"""
+        names.append(f"z{c}")
+    body += f" j = Concat <axis = 1> ({', '.join(names)}) b = Mul(j, power) y = Softmax <axis = 1> (b)"
+    return clusters(body, points, members, gamma, beta, **given)
+
+
 def logarithms(points: Array, members: Array, gamma: float, beta: float) -> onnx.ModelProto:
     """Kernel k-means as a softmax over logarithms."""
     body = f"""{SQUARES["mul"]} a1 = Mul(d, slope) k = Exp(a1) z = MatMul(k, members) l = Log(z) b = Mul(l, power)
@@ -212,4 +233,10 @@ def clusters(body: str, points: Array, members: Array, gamma: float, beta: float
     return net(f"(double[N,{points.shape[1]}] x) => (double[N,{members.shape[1]}] y)", body, **used)
 
 
-KERNEL_K_MEANS: dict[str, Build] = {"powers": powers, "logarithms": logarithms, "pools": pools}
+KERNEL_K_MEANS: dict[str, Build] = {
+    "powers": powers,
+    "normalised": normalised,
+    "separate": separate,
+    "logarithms": logarithms,
+    "pools": pools,
+}

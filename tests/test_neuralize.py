@@ -100,6 +100,34 @@ def per_sample(compiled: Compiled) -> list[int]:
     return [int(np.prod([d for d in s if isinstance(d, int)])) for s in shapes if any(isinstance(d, str) for d in s)]
 
 
+def test_mean_of_kernels() -> None:
+    """A mean in place of the sum counts in the bias."""
+    body = f"{SQUARES['mul']} a = Mul(d, slope) k = Exp(a) y = ReduceMean <keepdims = 0> (k, one)"
+    given = dense.constants(POINTS, GAMMA, None, "float64")
+    out = explained(net("(double[N,5] x) => (double[N] y)", body, points=given["points"], slope=given["slope"]), "kde")
+    np.testing.assert_allclose(out["outlierness"] + out["outlierness_bias"], -np.log(out["y"]), rtol=0, atol=1e-10)
+
+
+def test_sign_written_out() -> None:
+    """Where(y > 0, 1, -1) behind the score."""
+    body = f"""{SQUARES["mul"]} {SUMS["matmul"]} f = Sub(y, rho) zero = Constant <value_float = 0.0> ()
+        nil = Cast <to = 11> (zero) over = Greater(f, nil) label = Where(over, unit, minus)"""
+    given = dense.constants(POINTS, GAMMA, WEIGHTS, "float64") | {"rho": np.asarray(1.0), "minus": np.asarray(-1.0)}
+    used = {k: given[k] for k in ("points", "slope", "weights", "rho", "unit", "minus")}
+    out = explained(net("(double[N,5] x) => (double[N] label)", body, **used), "auto")
+    assert ((out["outlierness"] > out["outlierness_threshold"]) == (out["label"] < 0)).all()
+
+
+def test_far_from_the_origin() -> None:
+    """Points around 1000 in float32: distances are taken from their mean, and keep their digits."""
+    x, points = (X + 1000).astype(np.float32), (POINTS + 1000).astype(np.float32)
+    want = Density(x.astype(np.float64), points.astype(np.float64), WEIGHTS, GAMMA)
+    model = svm_node(points, WEIGHTS.astype(np.float32), GAMMA, 1.1)
+    out = run(compile_model(model, "lrp-0", neuralize="auto").model, {"x": x})
+    np.testing.assert_allclose(out["outlierness"], want.score, rtol=1e-4)
+    np.testing.assert_allclose(out["relevance"], want.v_out(), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("far", [1e3, 1e6])
 def test_far_outliers_stay_finite(far: float) -> None:
     """f underflows there, the soft minimum does not."""
@@ -128,6 +156,8 @@ K_MEANS = {
     **{name: f"{body} y = ArgMin <axis = 1, keepdims = 0> (d)" for name, body in SQUARES.items()},
     "root": f"{SQUARES['gemm']} y = Sqrt(d)",
     "linear": "m = Gemm <alpha = 2.0, transB = 1> (x, points, minus_own) y = ArgMax <axis = 1, keepdims = 0> (m)",
+    "linear, halved": """t = Transpose <perm = [1, 0]> (points) m = MatMul(x, t) h = Div(own, two) s = Sub(m, h)
+        y = ArgMax <axis = 1, keepdims = 0> (s)""",
 }
 
 

@@ -169,6 +169,21 @@ def test_distances_are_read_where_they_are() -> None:
     np.testing.assert_allclose(out["ledger"], 0, atol=1e-12)
 
 
+def test_a_model_that_says_what_it_is() -> None:
+    """What `neuralize` made is explained as such by any rule set, but for a tensor that the user names."""
+    points, weights = points_and_weights()
+    model = density_graph("mul", "matmul", points, weights, 0.5)
+    model.metadata_props.add(key="xaicompile.neuralize", value="kde")
+    made = compile_model(model, "lrp-epsilon")
+    assert [o.name for o in made.model.graph.output] == ["y", "relevance", "outlierness", "outlierness_bias"]
+    assert "SquaredDistance" in {a.op for a in made.assignments}
+    assert [o.name for o in compile_model(model, "lrp-epsilon", explain_output="y").model.graph.output] == [
+        "y",
+        "relevance",
+    ]
+    assert "outlierness" not in {o.name for o in compile_model(model, "integrated-gradients").model.graph.output}
+
+
 def test_command_line(tmp_path: Path) -> None:
     """--neuralize and --pool; the self-check runs; inspect lists distances and pools."""
     points, weights = points_and_weights()
@@ -209,15 +224,27 @@ RELU = "h = Relu(x) y = MatMul(h, w)"
             "h = MatMul(x, w) s = ReduceSum(h) y = Mul(h, s)",
             r"but Mul '.*' is neither Softmax, LogSoftmax nor",
         ),
+        (
+            "kmeans",
+            "one = Constant <value_ints = [1]> () u = Unsqueeze(x, one) e = Sub(u, lone) last = Constant "
+            "<value_ints = [2]> () y = ReduceSumSquare <keepdims = 0> (e, last)",
+            r"knows one cluster only, and no rival",
+        ),
+        (
+            "log-ratio",
+            "h = MatMul(x, w) p = Sigmoid(h) y = Concat <axis = 1> (p, p)",
+            r"joins other things than 1 - p and p",
+        ),
         ("auto", RELU, r"kernel-kmeans: .* one-class-svm: .* kde: .* kmeans: .*"),
     ],
 )
 def test_a_model_without_the_pattern(kind: str, body: str, message: str) -> None:
     """The error says what was looked for, and at which node the graph differs."""
     given = {"w": np.ones((3, 2 if kind in ("kmeans", "auto") else 1), np.float32)}
-    if "c)" in body:
-        given["c"] = np.ones(3, np.float32)
-    model = net(f"(float[N,3] x) => (float[N,{given['w'].shape[1]}] y)", body, **given)
+    given |= {"c": np.ones(3, np.float32), "lone": np.ones((1, 3), np.float32)}
+    used = {name: value for name, value in given.items() if f"{name})" in body}
+    width = "K" if "Reduce" in body or "Concat" in body else given["w"].shape[1]
+    model = net(f"(float[N,3] x) => (float[N,{width}] y)", body, **used)
     with pytest.raises(UnsupportedError, match=message):
         compile_model(model, "lrp-0", neuralize=kind)
 

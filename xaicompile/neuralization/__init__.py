@@ -134,7 +134,9 @@ def log_ratio(reader: Reader, t: Tensor, end: End) -> End:
     try:
         found = ratio.head(reader, t)
     except Differs:
-        if reader.guess or not asked_for(t, end):
+        made_by = reader.maker(t)
+        joined = made_by is not None and made_by.op == "Concat"  # of probabilities, as it may be
+        if reader.guess or joined or not asked_for(t, end):
             raise
         found = ratio.Head(t, True)
     ratios = "softmax" if found.exclusive else ""
