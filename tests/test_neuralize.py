@@ -18,7 +18,8 @@ RANDOM = np.random.default_rng(3)
 POINTS = RANDOM.normal(size=(12, 5)) + 1.5
 WEIGHTS = RANDOM.uniform(0.1, 1.0, 12)
 X = RANDOM.normal(size=(7, 5)) + 1.5
-MEMBERS = np.eye(3)[np.arange(12) % 3] / np.bincount(np.arange(12) % 3)
+LABELS = np.asarray([0, 1, 2, 0, 1, 2, 0, 1, 0, 1, 0, 0])
+MEMBERS = np.eye(3)[LABELS] / np.bincount(LABELS)
 
 
 def explained(model: onnx.ModelProto, kind: str, x: np.ndarray = X, **options: Any) -> dict[str, np.ndarray]:
@@ -156,6 +157,7 @@ K_MEANS = {
     **{name: f"{body} y = ArgMin <axis = 1, keepdims = 0> (d)" for name, body in SQUARES.items()},
     "root": f"{SQUARES['gemm']} y = Sqrt(d)",
     "linear": "m = Gemm <alpha = 2.0, transB = 1> (x, points, minus_own) y = ArgMax <axis = 1, keepdims = 0> (m)",
+    "linear, doubled": "m = Gemm <transB = 1> (x, twice, minus_own) y = ArgMax <axis = 1, keepdims = 0> (m)",
     "linear, halved": """t = Transpose <perm = [1, 0]> (points) m = MatMul(x, t) h = Div(own, two) s = Sub(m, h)
         y = ArgMax <axis = 1, keepdims = 0> (s)""",
 }
@@ -166,7 +168,7 @@ def test_k_means(writing: str) -> None:
     """N5: evidence by pairs; all to the nearest rival by the midpoint rule, for every cluster."""
     body, kind = K_MEANS[writing], "double" if writing == "root" else "int64"
     given = dense.constants(POINTS, GAMMA, None, "float64")
-    given["minus_own"] = -given["own"]
+    given |= {"minus_own": -given["own"], "twice": 2 * POINTS}
     used = {k: v for k, v in given.items() if f"{k}," in body or f"{k})" in body}
     model = net(f"(double[N,5] x) => ({kind}[N{',12' if writing == 'root' else ''}] y)", body, **used)
     want = dense.evidence(X, POINTS)
@@ -223,7 +225,8 @@ def test_kernel_k_means(writing: str) -> None:
             p_j = dense.soft(GAMMA * d[n, mine].sum(-1))
             pairs = d[n, mine][:, None] - d[n, own][None]  # (x - x_j)^2 - (x - x_i)^2
             relevance += beta * p * np.einsum("j,i,jid->d", p_j, p_i, pairs)
-            left += beta / GAMMA * p * (dense.entropy(p_j) - dense.entropy(p_i))  # all Z are equal here
+            sizes = np.log(mine.sum()) - np.log(own.sum())
+            left += beta / GAMMA * p * (dense.entropy(p_j) - dense.entropy(p_i) - sizes)
         np.testing.assert_allclose(out["relevance"][n], relevance, rtol=0, atol=1e-10)
         np.testing.assert_allclose(-out["ledger"][n], dense.entropy(p_k) + left, rtol=0, atol=1e-10)
 
