@@ -112,7 +112,7 @@ SUMS = {
         t0 = Sub(b, top) e0 = Exp(t0) e1 = ReduceSum <keepdims = 1> (e0, one) e2 = Log(e1) y0 = Add(e2, top)
         y1 = Squeeze(y0, one) y = Neg(y1)""",
 }
-TYPES = {"float64": "double", "float32": "float"}
+TYPES = {"float64": "double", "float32": "float", "float16": "float16"}
 
 
 def constants(points: Array, gamma: float, weights: Array | None, dtype: str) -> dict[str, Array]:

@@ -301,3 +301,43 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, [str(path), "--neuralize", "kde"])
     assert done.exit_code == 4 and len(done.stderr.strip().splitlines()) == 1
     assert "looked for a sum of kernels" in done.stderr and list(tmp_path.iterdir()) == [path]
+
+
+# --- what is emitted is a model like any other ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["kde", "kernel-kmeans", "log-ratio"])
+def test_an_explanation_has_a_gradient_itself(kind: str) -> None:
+    """The gradient of one sample's relevance, weighted, against central differences."""
+    points, weights = points_and_weights()
+    members = np.eye(3)[np.arange(9) % 3]
+    model = {
+        "kde": lambda: density_graph("mul", "matmul", points, weights, 0.5),
+        "kernel-kmeans": lambda: KERNEL_K_MEANS["powers"](points, members, 0.5, 1.0),
+        "log-ratio": lambda: net(
+            "(double[N,4] x) => (double[N,9] y)", "z = Gemm(x, w) y = Softmax(z)", w=points.T.copy()
+        ),
+    }[kind]()
+    once = compile_model(model, "neuralized").model
+    again = compile_model(once, "gradient", explain_output="relevance", explain_input="x", explain_reduce="sum").model
+    onnx.checker.check_model(again, full_check=True)
+    x = np.random.default_rng(5).normal(size=(1, 4))
+    found = exact(again, {"x": x})["relevance_2"]
+    step = 1e-6
+    want = np.zeros(4)
+    for i in range(4):
+        ends = [exact(once, {"x": x + sign * step * np.eye(4)[i]})["relevance"].sum() for sign in (1, -1)]
+        want[i] = (ends[0] - ends[1]) / (2 * step)
+    np.testing.assert_allclose(found[0], want, rtol=1e-6, atol=1e-8)
+
+
+def test_half_precision() -> None:
+    """float16 in, float16 out, and finite: scores and relevance near those of float64."""
+    points, weights = points_and_weights()
+    x = np.random.default_rng(6).normal(size=(5, 4))
+    model = density_graph("matmul", "matmul", points, weights, 0.5, dtype="float16")
+    out = run(compile_model(model, "neuralized-kde").model, {"x": x.astype(np.float16)})
+    want = Density(x, points, weights, 0.5)
+    assert out["relevance"].dtype == np.float16
+    np.testing.assert_allclose(out["outlierness"], want.score, rtol=0.02)
+    np.testing.assert_allclose(out["relevance"], want.v_out(), rtol=0, atol=0.05 * np.abs(want.v_out()).max())
