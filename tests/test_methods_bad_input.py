@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from tests.graphs import net
 from tests.nets import cnn
 from tests.test_bad_input import refused, saved
 from xaicompile.cli import cli
@@ -84,6 +85,29 @@ def test_arrays_that_do_not_fit(tmp_path: Path, rule: str, key: str, name: str) 
     np.save(tmp_path / "array.npy", ARRAYS[name])
     path = saved(tmp_path, cnn())
     assert f"'{key}'" in refused(tmp_path, path, "--rule", rule, "--set", f"{key}={tmp_path}/array.npy", code=2)
+
+
+@pytest.mark.parametrize(("rule", "key"), [(rule, key) for rule, key in PLACES if key != "background"])
+def test_one_baseline_holds_for_all_of_an_open_batch(tmp_path: Path, rule: str, key: str) -> None:
+    """Seven would fit seven samples and no other number; a fixed batch may have one each."""
+    np.save(tmp_path / "array.npy", np.ones((7, 3, 12, 12), np.float32))
+    given = ("--rule", rule, "--set", f"{key}={tmp_path}/array.npy")
+    line = refused(tmp_path, saved(tmp_path, cnn()), *given, code=2)
+    assert f"'{key}' has 7 samples" in line and f"--set {key}=input" in line
+    path = saved(tmp_path, cnn(batch=7))
+    result = CliRunner().invoke(cli, [str(path), *given])
+    assert result.exit_code == 0, result.output
+
+
+def test_one_baseline_holds_for_all_open_sizes(tmp_path: Path) -> None:
+    body = "g = GlobalAveragePool(x) y = Flatten(g)"
+    path = saved(tmp_path, net("(float[N,2,H,W] x) => (float[N,2] y)", body))
+    given = ("--rule", "integrated-gradients", "--set", f"baseline={tmp_path}/array.npy")
+    np.save(tmp_path / "array.npy", np.ones((1, 2, 8, 1), np.float32))
+    assert "a size of 8 along axis 2" in refused(tmp_path, path, *given, code=2)
+    np.save(tmp_path / "array.npy", np.ones((2, 1, 1), np.float32))
+    result = CliRunner().invoke(cli, [str(path), *given])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(("rule", "key"), PLACES)

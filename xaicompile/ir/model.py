@@ -324,7 +324,8 @@ def emit(
 
     Args:
         outputs: New outputs, after the source model's.
-        inputs: Overridable inputs by name, with the defaults that stand as initializers; axis 0 is symbolic.
+        inputs: Overridable inputs by name, with the defaults that stand as initializers; axis 0 is symbolic, and all
+            axes are as the program's tensor of that name has them, if there is one.
     """
     model, skeleton = program.source.model, program.skeleton
     nodes = live(program.builder.nodes, {t.name for t in outputs})
@@ -353,7 +354,9 @@ def emit(
     graph.output.extend(part.graph.output)
     for name, default in inputs.items():
         kind = helper.np_dtype_to_tensor_dtype(default.dtype)
-        graph.input.append(helper.make_tensor_value_info(name, kind, [f"{name}s", *default.shape[1:]]))
+        given = program.tensors.get(name)
+        sizes = [f"{name}s", *default.shape[1:]] if given is None or given.shape is None else given.shape
+        graph.input.append(helper.make_tensor_value_info(name, kind, list(sizes)))
         graph.initializer.append(numpy_helper.from_array(default, name))
     added = dict(metadata)
     for prop in model.metadata_props:

@@ -38,6 +38,7 @@ class Job:
         seed: What is explained.
         extra: Defaults of new inputs, by name.
         chunk: How many points are evaluated in one pass.
+        fed: Inputs made so far, by parameter and start; all maps share them.
         ruled: The rules of the steps, once they are chosen.
     """
 
@@ -49,6 +50,7 @@ class Job:
     notes: list[str] = field(default_factory=list)
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     chunk: int = 1
+    fed: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     ruled: Ruled | None = None
 
     @property
@@ -109,19 +111,43 @@ class Job:
             rank = t.rank or 2
             return b.mean_axes(t, list(range(2, rank)) if rank > 2 else [rank - 1])
         if value == "input":
-            name = b.unique(key)
-            sizes = [d if isinstance(d, int) else 1 for d in (t.shape or ())[1:]]  # ONNX Runtime refuses other sizes
-            self.extra[name] = np.zeros([1, *sizes][: t.rank or 0], t.dtype)
-            return b.outside(name, np.dtype(t.dtype), (None,) * (t.rank or 0))
+            if (key, t.name) not in self.fed:
+                self.fed[key, t.name] = self.feed(key, t)
+            return self.fed[key, t.name]
         return b.const(array_of(key, value, t))
+
+    def feed(self, key: str, t: Tensor) -> Tensor:
+        """A new input, zero unless it is fed: of any size along axis 0 and wherever the start is.
+
+        Raises:
+            RuleError: The start's rank is not known.
+        """
+        if t.shape is None:
+            raise RuleError(f"--set {key}=input: the rank of {t!r} must be known")
+        p, name = self.p, self.p.builder.unique(key)
+        sizes = [d if i and isinstance(d, int) else f"{name}_{i}" if i else f"{name}s" for i, d in enumerate(t.shape)]
+        self.extra[name] = np.zeros([d if isinstance(d, int) else 1 for d in sizes], t.dtype)
+        p.tensors[name] = p.builder.outside(name, np.dtype(t.dtype), tuple(sizes))
+        return p.tensors[name]
+
+    def away(self, t: Tensor, base: Tensor, multiplier: Tensor) -> Tensor:
+        """A start's difference to a baseline times a multiplier, of the start's shape."""
+        return self.p.builder.op("Mul", t - base, multiplier, shape=t.shape)
 
     def zeros(self, t: Tensor) -> Tensor:
         """Zeros of a start's shape, to sum up in."""
         return self.p.builder.zeros_like(t)
 
 
-def array_of(key: str, value: Any, t: Tensor) -> np.ndarray:
-    """Numbers, or those of a file, that broadcast over a tensor."""
+def array_of(key: str, value: Any, t: Tensor, several: bool = False) -> np.ndarray:
+    """Numbers, or those of a file, that broadcast over a tensor.
+
+    Args:
+        several: Whether axis 0 may have any size.
+
+    Raises:
+        RuleError: They don't.
+    """
     if isinstance(value, str | os.PathLike):
         if not Path(value).is_file():
             raise RuleError(f"parameter '{key}' is zero, mean, input, a number or a .npy or .npz file, not {value!r}")
@@ -138,6 +164,15 @@ def array_of(key: str, value: Any, t: Tensor) -> np.ndarray:
     for size, d in zip(numbers.shape[::-1], (t.shape or ())[::-1], strict=False):
         if isinstance(d, int) and size not in (1, d):
             raise RuleError(f"parameter '{key}': numbers of shape {list(numbers.shape)} don't fit {t!r}")
+    whole = (1,) * ((t.rank or 0) - numbers.ndim) + numbers.shape
+    for axis, (size, d) in enumerate(zip(whole, t.shape or (), strict=False)):
+        if size != 1 and not isinstance(d, int) and not (several and axis == 0):
+            what = f"{size} samples" if axis == 0 else f"a size of {size} along axis {axis}"
+            fed = "" if several else f", or let --set {key}=input take it when the model runs"
+            raise RuleError(
+                f"parameter '{key}' has {what}, where {t!r} is open: it holds one for all, of size 1 there; fix the "
+                f"model's sizes{fed}"
+            )
     return numbers.astype(t.dtype or np.float32)
 
 
@@ -242,7 +277,9 @@ def check_chunks(job: Job, views: Sequence[View]) -> None:
     starts, made = job.starts, {t.name for t in job.starts} | {y.name for v in views for y in v.y if y is not None}
     read = [t for v in views for t in (*v.x, *v.captures) if t is not None and t.name not in made]
     other = next((t for t in read if not t.constant and t.value is None), None)
-    if not job.seed.batched or any(t.shape is None or isinstance(t.shape[0], int) for t in starts):
+    if not job.seed.batched:
+        raise RuleError(f"--chunk {job.chunk}: axis 0 is no batch here, so the steps are done one by one")
+    if any(t.shape is None or isinstance(t.shape[0], int) for t in starts):
         raise RuleError(f"--chunk {job.chunk}: the model's batch is fixed, so the steps are done one by one")
     if other is not None:
         raise RuleError(f"--chunk {job.chunk}: '{other.name}' would have to be repeated; the steps are done one by one")

@@ -54,7 +54,7 @@ def integrated_gradients(job: Job) -> Result:
 
     scanned = [job.p.builder.const(np.asarray(v, starts[0].dtype)) for v in (t, w)]
     means = over_steps(job, scanned, [job.zeros(s) for s in starts], points, summed)
-    return {s.name: (s - base) * c for s, base, c in zip(starts, bases, means, strict=True)}
+    return {s.name: job.away(s, base, c) for s, base, c in zip(starts, bases, means, strict=True)}
 
 
 @method(
@@ -121,7 +121,7 @@ def expected_gradients(job: Job) -> Result:
 def array_of_samples(value: object, t: Tensor) -> np.ndarray:
     """A background set: one sample more or less along axis 0."""
     one = Tensor(t.var, t.builder, t.dtype, None if t.shape is None else (None, *t.shape[1:]))
-    numbers = array_of("background", value, one)
+    numbers = array_of("background", value, one, several=True)
     if numbers.ndim != (t.rank or numbers.ndim):
         raise RuleError(f"parameter 'background': an array of samples like {t!r}, not of shape {list(numbers.shape)}")
     return numbers
@@ -141,4 +141,4 @@ def taylor(job: Job) -> Result:
 
     once = [job.p.builder.const(np.zeros(1, starts[0].dtype))]
     found = over_steps(job, once, [job.zeros(s) for s in starts], points, summed)
-    return {s.name: (s - root) * c for s, root, c in zip(starts, roots, found, strict=True)}
+    return {s.name: job.away(s, root, c) for s, root, c in zip(starts, roots, found, strict=True)}

@@ -36,7 +36,7 @@ def deeplift(job: Job) -> Result:
     job.ruled = ruled(p, facts, job.rules, job.end.tensor)
     seeds, names = {job.end.tensor.name: job.seed.cotangent}, [s.name for s in starts]
     flows = backward(p, facts, seeds, names, job.ruled.pick)
-    return {s.name: (s - base) * flows[s.name].cotangent(b, s) for s, base in zip(starts, bases, strict=True)}
+    return {s.name: job.away(s, base, flows[s.name].cotangent(b, s)) for s, base in zip(starts, bases, strict=True)}
 
 
 def refuse_subgraphs(job: Job) -> None:
