@@ -1,6 +1,7 @@
 """Explanations that evaluate a rule set at many points: paths, noise, occlusion. Importing this fills their table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,15 +10,22 @@ from xaicompile.composite import Composite
 from xaicompile.direct import Made, Wanted
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Given
+from xaicompile.facts import Facts
 from xaicompile.half import held
-from xaicompile.ir import Program
+from xaicompile.ir import Program, Tensor
 from xaicompile.methods import noise, occlusion, path, randomly, reference
 from xaicompile.methods.job import Job
 from xaicompile.outputs import Outputs, relevance_outputs, stacked
+from xaicompile.passes import control
 from xaicompile.ruled import Ruled
-from xaicompile.seeds import Question, seeds_of
+from xaicompile.samples import Samples
+from xaicompile.seeds import Question, Seeds, seeds_of
+from xaicompile.timefirst import behind_time, seeds_behind_time
 
 __all__ = ["by_method", "noise", "occlusion", "path", "randomly", "reference", "smoothed"]
+
+
+WHEREVER = ("integrated-gradients", "taylor", "deeplift")  # find each sample's own wherever samples lie
 
 
 def by_method(
@@ -31,18 +39,49 @@ def by_method(
     for option, given in (("--ledger", wanted.books), ("--layers", wanted.layers), ("--concepts", wanted.concepts)):
         if given:
             raise RuleError(f"{option}: rule '{rules.name}' explains inputs only, by {rules.method}")
-    seeds = seeds_of(p, end, inputs[0].tensor, asked)
+    samples = time_first(p, end, inputs)
+    if samples is None:
+        seeds = seeds_of(p, end, inputs[0].tensor, asked)
+    else:
+        seeds = one_sample(p, rules, end, inputs[0], asked, samples)
     made: list[Outputs] = []
+    fed: dict[tuple[str, str], Tensor] = {}
     chosen = Ruled([], {}, [])
     extra: dict[str, np.ndarray] = {}
     for seed in seeds.each:
-        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1)
+        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1, fed=fed)
         found = {name: held(p.builder, t) for name, t in registry.METHODS[rules.method](job).items()}
         made.append(relevance_outputs(p.builder, inputs, [], found))
         chosen, extra = job.ruled or chosen, extra | job.extra
         seeds.notes += [note for note in job.notes if note not in seeds.notes]
     outputs = stacked(p.builder, made, int(seeds.each[0].batched)) if seeds.stacked else made[0]
     return Made(outputs, seeds, chosen, extra)
+
+
+def time_first(p: Program, end: End, inputs: Sequence[Given]) -> Samples | None:
+    """Where the samples are, if axis 0 of the inputs is time; else None."""
+    facts = Facts(p, [t.name for given in inputs for t in given.starts])
+    views = control.on_the_way(p, facts, [end.tensor])
+    control.open_bodies(p, facts, views)
+    return behind_time(views, facts, inputs, end.tensor)
+
+
+def one_sample(p: Program, rules: Composite, end: End, given: Given, asked: Question, samples: Samples) -> Seeds:
+    """The seeds of a model that reads time first: to the method all is one sample.
+
+    Raises:
+        RuleError: The method would mix several samples.
+    """
+    data, alone = given.tensor, (given.starts[0].shape or (None, None))[1] == 1
+    if rules.method not in WHEREVER and not (alone and rules.method != "shap-gradient"):
+        fixed = "" if rules.method == "shap-gradient" else "fix the model's batch at 1, or "
+        raise RuleError(
+            f"{rules.method}: axis 0 of '{data.name}' is time, and the samples along axis 1 would be taken for "
+            f"one; {fixed}use {', '.join(WHEREVER[:2])}, a gradient or an LRP rule, which explain each by itself"
+        )
+    seeds = seeds_behind_time(p, end, data, asked, rules.pool, samples, by_axis_0=False)
+    seeds.each = [replace(seed, batched=False) for seed in seeds.each]
+    return seeds
 
 
 def smoothed(rules: Composite, samples: int | None, sigma: float | None) -> None:
