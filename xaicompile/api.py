@@ -31,6 +31,7 @@ def compile(
     smooth: int | None = None,
     sigma: float | None = None,
     chunk: int | None = None,
+    evaluate: str | None = None,
     layers: Sequence[str] = (),
     concepts: Sequence[str] = (),
     top_concepts: int | None = None,
@@ -65,6 +66,10 @@ def compile(
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
         chunk: How many steps of a method are done in one pass, as one batch; memory grows with it. 1 by default.
+        evaluate: "pixel-flipping" adds `flipping_curve` [N, steps + 1], `aopc`, `aoc` and `auc` [N]: what the explained
+            value is as the most relevant values are replaced (Samek et al. 2017). `parameters` then also takes steps,
+            fraction, patch, order (morf or lerf), replacement (zero, mean, blur, noise or inpaint), score (logit,
+            probability or output) and seed; "rule.steps" is the rule set's own.
         layers: Names of intermediate tensors whose relevance is given out as `relevance_<name>`.
         concepts: Names of intermediate tensors whose channels are concepts (CRP, Achtibat et al. 2023): an input
             `concepts` (or `concepts_<name>` for several), [1 or N, channels], says how much of each passes in the
@@ -104,6 +109,7 @@ def compile(
         smooth=smooth,
         sigma=sigma,
         chunk=chunk,
+        evaluate=evaluate,
         layers=layers,
         concepts=concepts,
         top_concepts=top_concepts,

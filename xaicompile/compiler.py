@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ import onnx
 from xaicompile import bodies, ir, neuralization, relevance, vjp
 from xaicompile import composite as composites
 from xaicompile._version import __version__
-from xaicompile.direct import Wanted, direct
+from xaicompile.direct import Made, Wanted, direct
 from xaicompile.errors import OutputError, RuleError
-from xaicompile.explained import choose_inputs, choose_output
+from xaicompile.evaluation import Flipping, flipped, settings
+from xaicompile.explained import End, Given, choose_inputs, choose_output
 from xaicompile.facts import find_constants
 from xaicompile.images import bounds
 from xaicompile.ir.model import ModelLike
 from xaicompile.methods import by_method, smoothed
-from xaicompile.outputs import input_names, named
+from xaicompile.outputs import Outputs, input_names, named
 from xaicompile.passes import control, expand
 from xaicompile.plugins import load as load_plugins
+from xaicompile.registry import nearest
 from xaicompile.ruled import Assignment
 from xaicompile.seeds import Contrast, Question, Reduce, Target
 
@@ -99,6 +101,7 @@ def compile_model(
     smooth: int | None = None,
     sigma: float | None = None,
     chunk: int | None = None,
+    evaluate: str | None = None,
     layers: Sequence[str] = (),
     concepts: Sequence[str] = (),
     top_concepts: int | None = None,
@@ -112,6 +115,7 @@ def compile_model(
     `audit` adds the outputs that `xaicompile.audit` reads: the books of each node (see `xaicompile.books`).
     """
     loaded = load_plugins(plugins)
+    how, parameters = evaluation_of(evaluate, parameters or {})
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if smooth else parameters, pool)
     smoothed(rules, smooth, sigma)
     rules.set((parameters or {}) if smooth else {})
@@ -139,7 +143,11 @@ def compile_model(
     if rules.method:
         made = by_method(p, rules, end, inputs, asked, wanted, chunk)
     else:
+        forward = [v.varied(x=list(v.x), y=list(v.y)) for v in p.views]  # as it stands, for other inputs
         made = direct(p, rules, end, inputs, known_box, asked, wanted)
+        p.views = forward if how else p.views
+    if how is not None:
+        made.outputs.update(evaluated(p, rules, end, inputs, made, how, chunk))
     numbers = {name: b.const(np.asarray([v], end.tensor.dtype)) for name, v in end.constants.items()}
     final = {name: named(b, t, name) for name, t in {**made.outputs, **numbers}.items()}
     names = {x: final[y].name for x, y in input_names(inputs).items()}
@@ -157,6 +165,7 @@ def compile_model(
         "maps": maps,
         "contrast": contrast,
         "neuralized": end.score or None,
+        "evaluate": None if how is None else {evaluate: asdict(how)},
         **made.metadata,
         "preprocess": None if preprocess is None else dict(preprocess),
     }
@@ -171,6 +180,42 @@ def compile_model(
         p.source.path.parent if p.source.path and p.source.external else None,
         p.source.path,
     )
+
+
+def evaluation_of(evaluate: str | None, parameters: Mapping[str, Any]) -> tuple[Flipping | None, Mapping[str, Any]]:
+    """How the explanation is evaluated, and the parameters that are left for the rule set.
+
+    Raises:
+        RuleError: An unknown evaluation.
+    """
+    if evaluate is None:
+        return None, parameters
+    if evaluate != "pixel-flipping":
+        raise nearest(evaluate, ["pixel-flipping"], "evaluation")
+    return settings(parameters)
+
+
+def evaluated(
+    p: ir.Program,
+    rules: composites.Composite,
+    end: End,
+    inputs: Sequence[Given],
+    made: Made,
+    how: Flipping,
+    chunk: int | None,
+) -> Outputs:
+    """The outputs of an evaluation.
+
+    Raises:
+        RuleError: Several maps or inputs, or a rule set that gives no relevance.
+    """
+    if made.seeds.stacked or len(inputs) > 1 or rules.output != "relevance":
+        raise RuleError("--evaluate pixel-flipping needs a rule set that gives relevance, one map and one input")
+    if end.score:
+        raise RuleError("--evaluate pixel-flipping follows an output of the model, and not what --neuralize explains")
+    with p.builder.scope("flipping"):
+        relevance = made.outputs[input_names(inputs)[inputs[0].tensor.name]]
+        return flipped(p, rules, end, inputs[0], made.seeds.each[0], relevance, how, chunk)
 
 
 def check_output(

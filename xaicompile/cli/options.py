@@ -77,6 +77,11 @@ rule_options = stack(
     click.option("--smooth", type=click.IntRange(1), metavar="N", help="Average the rule over N noisy inputs."),
     click.option("--sigma", type=float, metavar="S", help="Noise of --smooth, in units of each input's range (0.1)."),
     click.option("--chunk", type=click.IntRange(1), metavar="K", help="Steps of a method done in one pass (1)."),
+    click.option(
+        "--evaluate",
+        type=click.Choice(["pixel-flipping"]),
+        help="Also give how the score falls as values are replaced.",
+    ),
     click.option("--layers", default="", metavar="A[,B...]", help="Also give the relevance of these inner tensors."),
     click.option(
         "--concepts",
@@ -160,6 +165,7 @@ def compiled_by(model: str, options: Mapping[str, Any], audit: bool = False) -> 
         smooth=options["smooth"],
         sigma=options["sigma"],
         chunk=options["chunk"],
+        evaluate=options["evaluate"],
         layers=names_in(options["layers"]),
         concepts=names_in(options["concepts"]),
         top_concepts=options["top_concepts"],
