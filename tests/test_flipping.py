@@ -197,7 +197,7 @@ def test_chunks_and_targets() -> None:
 
 
 def test_tokens() -> None:
-    """A token is flipped as a whole: its embedding becomes zero."""
+    """A token is flipped as a whole, one by one: its embedding becomes zero."""
     table, w = RANDOM.normal(size=(9, 4)), RANDOM.normal(size=(4, 2))
     model = net(
         "(int64[N,6] input_ids) => (double[N,2] y)",
@@ -207,7 +207,9 @@ def test_tokens() -> None:
         w=w,
     )
     ids = RANDOM.integers(0, 9, (3, 6))
-    made = compile_model(model, "gradient-x-input", evaluate="pixel-flipping", parameters={"steps": 6}).model
+    made = compile_model(
+        model, "gradient-x-input", evaluate="pixel-flipping", parameters={"steps": 6, "patch": 2}
+    ).model
     out = exact(made, {"input_ids": ids})
     r = np.sort(out["relevance"], 1)[:, ::-1]
     f = out["y"].max(1)
