@@ -271,8 +271,8 @@ def test_one_against_the_rest() -> None:
 
 
 def test_reading_takes_no_way_twice() -> None:
-    """A hundred residual blocks have 2^100 ways back to the input."""
-    body = "x0 = Identity(x) " + " ".join(f"r{i} = Relu(x{i}) x{i + 1} = Add(x{i}, r{i})" for i in range(100))
-    model = graph("(float[N,3] x) => (float[N,3] y)", f"{body} y = Softmax <axis = 1> (x100)")
+    """Residual blocks: n of them have 2^n ways back to the input, and more nodes than Python nests calls."""
+    body = "x0 = Identity(x) " + " ".join(f"r{i} = Relu(x{i}) x{i + 1} = Add(x{i}, r{i})" for i in range(700))
+    model = graph("(float[N,3] x) => (float[N,3] y)", f"{body} y = Softmax <axis = 1> (x700)")
     notes = compile_model(model, "lrp-0", neuralize="auto").notes
     assert any("log p/(1-p)" in note for note in notes)

@@ -89,7 +89,10 @@ class Reader:
     def __init__(self, p: Program, guess: bool = False) -> None:
         self.p, self.b, self.guess = p, p.builder, guess
         self.producers = p.producers()
-        self.data: set[str] = set()  # tensors known to be no constants
+        self.data = {t.name for t in p.inputs if not t.constant}
+        for view in p.views:  # one sweep: a walk back for each question would take 2^n ways through n residual blocks
+            if any(x is not None and x.name in self.data for x in (*view.x, *view.captures)):
+                self.data |= {y.name for y in view.y if y is not None}
 
     def maker(self, t: Tensor | None, also: frozenset[str] | set[str] = frozenset()) -> View | None:
         """The node that makes t, behind those that change no value (and those of `also`); None for inputs."""
@@ -114,29 +117,15 @@ class Reader:
 
     def numbers(self, t: Tensor | None) -> np.ndarray | None:
         """A constant's values, worked out where nodes make them; None for data."""
-        if t is None or t.value is not None:
+        if t is None or t.value is not None or t.name in self.data:
             return None if t is None else t.value
-        value = None if t.name in self.data else self.worked_out(t)
-        if value is None:  # noted, since a walk back through n residual blocks would else take 2^n ways
-            self.data.add(t.name)
-        return value
-
-    def worked_out(self, t: Tensor) -> np.ndarray | None:
-        """The values of a stored constant, or of what nodes make of constants alone."""
         view = self.producers.get(t.name)
         if view is None:
             return stored(self.p, t)
         if view.op == "Constant" and not view.domain:
             return numbers_of(view.attrs["value"]) if "value" in view.attrs else constant_value(view.attrs)
-        if view.domain or view.captures:
-            return None
-        found: list[np.ndarray] = []
-        for x in view.x:
-            if x is not None and (value := self.numbers(x)) is not None:
-                found.append(value)
-            elif x is not None:
-                return None
-        if not found:
+        found = [self.numbers(x) for x in view.x if x is not None]
+        if not found or any(value is None for value in found) or view.domain or view.captures:
             return None
         names = ["" if x is None else f"x{i}" for i, x in enumerate(view.x)]
         feeds = dict(zip([n for n in names if n], found, strict=True))
