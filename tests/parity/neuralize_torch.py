@@ -140,6 +140,10 @@ WRITINGS: dict[str, Writing] = {
         "kernel-kmeans",
         lambda m, x: torch.softmax(POWER * torch.log(kernels(differences(m, x)) @ m.members / m.sizes), 1),
     ),
+    "log of sums less log of sizes": Writing(
+        "kernel-kmeans",
+        lambda m, x: torch.softmax(POWER * (torch.log(kernels(expanded(m, x)) @ m.members) - m.sizes.log()), 1),
+    ),
     "of each cluster": Writing("kernel-kmeans", of_each_cluster, normed=False),
     "softmax": Writing("log-ratio", lambda m, x: torch.softmax(m.classes(x), 1)),
     "log_softmax": Writing("log-ratio", lambda m, x: torch.log_softmax(m.classes(x), 1)),
