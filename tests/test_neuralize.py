@@ -139,6 +139,7 @@ def test_far_outliers_stay_finite(far: float) -> None:
     assert (out["y"] < 0).all() and (out["outlierness"] > out["outlierness_threshold"]).all()
     nearest = GAMMA * dense.squares(x.astype(np.float64), POINTS).sum(-1).min(1)
     np.testing.assert_allclose(out["outlierness"], nearest, rtol=1e-4)
+    np.testing.assert_allclose(out["relevance"].sum(1), out["outlierness"], rtol=1e-5)  # weights keep their digits
 
 
 def test_a_point_of_the_training_set() -> None:

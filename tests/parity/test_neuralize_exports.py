@@ -191,7 +191,6 @@ def test_minus_log_of_score_samples(data: str, scaled: bool) -> None:
     assert 0 < outlier.sum() < len(outlier)
 
 
-@pytest.mark.xfail(reason="the soft minimum's weights exp(o' - h) lose as many digits as o' has", strict=True)
 def test_books_of_far_outliers() -> None:
     f = sklearn.fitted("OneClassSVM", "wine", False)
     books_close(explained(f.model, "one-class-svm", "one-class-svm", f.far))

@@ -17,6 +17,7 @@ from xaicompile.ir.types import run_node
 
 SEEN_THROUGH = {"Identity", "Dropout", "Cast"}
 RESHAPED = {"Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+MOST_TERMS = 64  # of a sum that may be a distance
 CLOSE = 1e-4  # relative; constants may be of float32
 
 
@@ -164,32 +165,45 @@ class Reader:
             t = before
 
     def terms(self, t: Tensor, factor: float = 1.0) -> Iterator[tuple[float, Tensor]]:
-        """t as a sum of terms with factors; a limit at 0, as distances have against rounding, is
-        seen through."""
+        """t as a sum of terms with factors; a limit at 0, as distances have against rounding, is seen through.
+
+        Raises:
+            Differs: There are more terms than any writing of distances has.
+        """
+        todo, seen = [(factor, t)], 0
+        while todo:
+            f, t = todo.pop()
+            seen += 1
+            if seen > MOST_TERMS:
+                raise Differs(f"{self.at(t)} is one of many terms, and squared distances have three")
+            inner = None if self.numbers(t) is not None else self.summands(t)
+            if inner is None:
+                yield f, self.source(t)
+            else:
+                todo += [(f * g, x) for g, x in reversed(inner) if f * g]
+
+    def summands(self, t: Tensor) -> list[tuple[float, Tensor]] | None:
+        """What one node adds up, or multiplies with a number; None for other nodes."""
         view = self.maker(t)
-        if self.numbers(t) is None and view is not None and not view.domain:
-            limits = view.op == "Relu" or (view.op in ("Max", "Clip") and self.scalar(view.x[1]) in (0.0, 1e-30))
-            if view.op in ("Add", "Sum", "Sub"):
-                for i, x in enumerate(view.x):
-                    assert x is not None
-                    yield from self.terms(x, -factor if view.op == "Sub" and i else factor)
-                return
-            if view.op == "Neg" or limits:
-                yield from self.terms(view.inp(0), -factor if view.op == "Neg" else factor)
-                return
-            if view.op in ("Mul", "Div"):
-                limit = self.maker(view.x[1])
-                if limit is not None and limit.op == "Greater" and limit.x[0] is view.x[0]:
-                    yield from self.terms(view.inp(0), factor)
-                    return
-                for i in (0, 1) if view.op == "Mul" else (1,):
-                    n = self.scalar(view.x[i])
-                    if n is not None and (n or view.op == "Mul"):
-                        if n:
-                            yield from self.terms(view.inp(1 - i), factor * (n if view.op == "Mul" else 1 / n))
-                        return
-        if factor:
-            yield factor, self.source(t)
+        if view is None or view.domain:
+            return None
+        if view.op in ("Add", "Sum", "Sub"):
+            signs = [-1.0 if view.op == "Sub" and i else 1.0 for i in range(len(view.x))]
+            return [(sign, x) for sign, x in zip(signs, view.x, strict=True) if x is not None]
+        if view.op == "Neg":
+            return [(-1.0, view.inp(0))]
+        if view.op == "Relu" or (view.op in ("Max", "Clip") and self.scalar(view.x[1]) in (0.0, 1e-30)):
+            return [(1.0, view.inp(0))]
+        if view.op not in ("Mul", "Div"):
+            return None
+        limit = self.maker(view.x[1])
+        if limit is not None and limit.op == "Greater" and limit.x[0] is view.x[0]:
+            return [(1.0, view.inp(0))]
+        for i in (0, 1) if view.op == "Mul" else (1,):
+            n = self.scalar(view.x[i])
+            if n is not None and (n or view.op == "Mul"):
+                return [(n if view.op == "Mul" else 1 / n, view.inp(1 - i))]
+        return None
 
     # --- squared distances --------------------------------------------------------------------------------------------
 

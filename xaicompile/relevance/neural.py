@@ -47,8 +47,8 @@ def v_act(ctx: Context) -> Messages:
     if ctx.node.op == "ClusterEvidence":
         return pairs(ctx, outwards=False)
     if ctx.node.op in ("SoftMin", "ReduceLogSumExp"):
-        weights(ctx, "v-act")  # refuses the wrong ops
-        return absorb_difference(ctx, ctx.vjp())
+        sign = -1.0 if ctx.node.op == "SoftMin" else 1.0
+        return absorb_difference(ctx, ctx.only(0, weights(ctx, "v-act") * kept_as(ctx, ctx.c) * sign))
     return absorb_difference(ctx, ctx.only(0, weights(ctx, "v-act") * kept_as(ctx, ctx.c)))
 
 
@@ -81,10 +81,11 @@ def weights(ctx: Context, name: str) -> Tensor:
     b, op = ctx.b, ctx.node.op
     if op not in POOLS:
         raise RuleError(f"rule '{name}' is for {', '.join(POOLS)} and can't be applied to {ctx.node}")
-    if op in ("SoftMin", "ReduceLogSumExp"):
-        return b.Exp(ctx.x + ctx.y if op == "SoftMin" else ctx.x - kept(ctx, ctx.y))
-    axes = ctx.node.x[1] if ctx.node.has(1) else None
-    scaled = ctx.x * (stiffness(ctx, name) * (1.0 if op == "ReduceMax" else -1.0))
+    if op == "SoftMin":
+        return b.Softmax(ctx.x, axis=1)
+    axes, scaled = ctx.node.x[1] if ctx.node.has(1) else None, ctx.x
+    if op != "ReduceLogSumExp":
+        scaled = scaled * (stiffness(ctx, name) * (1.0 if op == "ReduceMax" else -1.0))
     e = b.Exp(scaled - b.op("ReduceMax", scaled, axes, keepdims=1))
     return e / b.op("ReduceSum", e, axes, keepdims=1)
 

@@ -21,8 +21,8 @@ def squared_distance(ctx: Context) -> Messages:
 
 @vjp("SoftMin", domain=OWN)
 def soft_min(ctx: Context) -> Messages:
-    """-c p of y = -log sum exp(x), with p = exp(x + y)."""
-    return ctx.only(0, -ctx.c * ctx.b.Exp(ctx.x + ctx.y))
+    """-c p of y = -log sum exp(x), with p the softmax of x."""
+    return ctx.only(0, -ctx.c * ctx.b.Softmax(ctx.x, axis=1))
 
 
 @vjp("ClusterEvidence", domain=OWN, degree=1)
