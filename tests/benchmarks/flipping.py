@@ -11,43 +11,10 @@ less what it held with ONNX Runtime loaded (VmRSS).
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import numpy as np
-import onnx
-
-from tests.benchmarks.neuralize import held
+from tests.benchmarks.neuralize import gigabytes
 from xaicompile.bench import bench
 from xaicompile.compiler import compile_model
-
-
-def peak(path: str, shape: tuple[int, ...], threads: int, answer: multiprocessing.Queue[float]) -> None:
-    """Puts the gigabytes that one run takes; for a process of its own."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    before = held("VmRSS")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
-    answer.put((held("VmHWM") - before) / 1e6)
-
-
-def gigabytes(model: onnx.ModelProto, threads: int) -> float:
-    """Peak memory of one run at batch 1 in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    shape = tuple(d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim)
-    with TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model.onnx")
-        onnx.save(model, path)
-        child = context.Process(target=peak, args=(path, shape, threads, answer))
-        child.start()
-        found = float(answer.get(timeout=900))
-        child.join()
-    return found
 
 
 def main() -> None:
@@ -69,9 +36,10 @@ def main() -> None:
     }
     for name, more in ways.items():
         made = compile_model(options.model, options.rule, **more).model  # type: ignore[arg-type]
+        shape = [d.dim_value or 1 for d in made.graph.input[0].type.tensor_type.shape.dim]
         r = bench(made, options.model, threads=options.threads, rounds=options.rounds, batch=1)
         times = f"{r.source_ms:.1f} | {r.explained_ms:.1f} | {r.ratio:.2f} | {r.low:.2f} to {r.high:.2f}"
-        print(f"| {name} | {times} | {gigabytes(made, options.threads):.2f} |", flush=True)
+        print(f"| {name} | {times} | {gigabytes(made, shape, options.threads):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

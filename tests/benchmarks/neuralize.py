@@ -1,6 +1,6 @@
 """Cost of explaining a kernel machine: time as a ratio to its score alone, and memory. Prints a table.
 
-    python tests/benchmarks/neuralize.py [--vectors 10000] [--features 784] [--batch 64] [--threads 2] [--rounds 10]
+    python -m tests.benchmarks.neuralize [--vectors 10000] [--features 784] [--batch 64] [--threads 2] [--rounds 10]
 
 Random support vectors. The score is the source model's; both take turns, the median of the ratios counts. Memory is
 what a process holds at most (VmHWM) that loads a model and runs it once, less what it held with ONNX Runtime loaded and
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 
+from tests.kernel_machines import svm_node
 from xaicompile.bench import bench
 from xaicompile.compiler import compile_model
 from xaicompile.ir import Builder, Tensor
@@ -24,27 +27,6 @@ from xaicompile.ir.fresh import new_model
 from xaicompile.neuralization import forms
 
 RATIO, GIGABYTES = 4.0, 1.0
-
-
-def one_class_svm(vectors: np.ndarray, weights: np.ndarray, gamma: float) -> onnx.ModelProto:
-    """The node that scikit-learn's exporter writes."""
-    node = onnx.helper.make_node(
-        "SVMRegressor",
-        ["x"],
-        ["scores"],
-        domain="ai.onnx.ml",
-        coefficients=weights.tolist(),
-        kernel_params=[gamma, 0.0, 3.0],
-        kernel_type="RBF",
-        n_supports=len(vectors),
-        post_transform="NONE",
-        rho=[-0.5],
-        support_vectors=vectors.reshape(-1).tolist(),
-    )
-    shapes = {"x": ["N", vectors.shape[1]], "scores": ["N", 1]}
-    x, y = (onnx.helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, s) for k, s in shapes.items())
-    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("ai.onnx.ml", 1)]
-    return onnx.helper.make_model(onnx.helper.make_graph([node], "svm", [x], [y]), opset_imports=opsets, ir_version=8)
 
 
 def density(vectors: np.ndarray, weights: np.ndarray, gamma: float) -> onnx.ModelProto:
@@ -64,29 +46,28 @@ def held(what: str) -> float:
     return float(next(line.split()[1] for line in lines if line.startswith(f"{what}:")))
 
 
-def peak(path: str, batch: int, features: int, threads: int, answer: multiprocessing.Queue[float]) -> None:
+def peak(path: str, shape: Sequence[int], threads: int, answer: multiprocessing.Queue[float]) -> None:
     """Puts the gigabytes that one run takes; for a process of its own."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
     before = held("VmRSS")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    session.run(None, {"x": np.zeros((batch, features), np.float32)})
+    session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
     answer.put((held("VmHWM") - before) / 1e6)
 
 
-def gigabytes(model: onnx.ModelProto, batch: int, features: int, threads: int) -> float:
-    """Peak memory of one run in a fresh process."""
+def gigabytes(model: onnx.ModelProto, shape: Sequence[int], threads: int) -> float:
+    """Peak memory of one run on an input of this shape, in a fresh process."""
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     with TemporaryDirectory() as folder:
         path = str(Path(folder) / "model.onnx")
         onnx.save(model, path)
-        child = context.Process(target=peak, args=(path, batch, features, threads, answer))
+        child = context.Process(target=peak, args=(path, shape, threads, answer))
         child.start()
-        found = float(answer.get(timeout=600))
+        found = float(answer.get(timeout=900))
         child.join()
     return found
 
@@ -108,13 +89,13 @@ def main() -> None:
     print(f"{options.vectors} support vectors, {options.features} features, batch {options.batch}\n")
     print("| model | pool | score, ms | explained, ms | ratio | quartiles | score, GB | explained, GB |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, make in {"SVMRegressor": one_class_svm, "made by neuralize": density}.items():
+    for name, make in {"SVMRegressor": partial(svm_node, rho=0.5), "made by neuralize": density}.items():
         source = make(vectors, weights, gamma)
-        own = gigabytes(source, options.batch, options.features, options.threads)
+        own = gigabytes(source, (options.batch, options.features), options.threads)
         for pool in ("v-out", "v-act"):
             made = compile_model(source, "lrp-gamma", neuralize="auto", pool=pool).model
             r = bench(made, source, threads=options.threads, rounds=options.rounds, batch=options.batch)
-            most = gigabytes(made, options.batch, options.features, options.threads)
+            most = gigabytes(made, (options.batch, options.features), options.threads)
             missed |= options.limits and (r.ratio > RATIO or most - own > GIGABYTES)
             times = f"{r.source_ms:.1f} | {r.explained_ms:.1f} | {r.ratio:.2f} | {r.low:.2f} to {r.high:.2f}"
             print(f"| {name} | {pool} | {times} | {own:.2f} | {most:.2f} |", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -35,17 +34,7 @@ class Neuralize:
         """
         return sources.network(estimator, dtype)
 
-    @staticmethod
-    def kernel_kmeans(
-        X: Any,
-        labels: Any,
-        gamma: float,
-        beta: float,
-        normalisers: Sequence[float] | None = None,
-        dtype: str = "float32",
-    ) -> onnx.ModelProto:
-        """Kernel k-means of clustered points; see `xaicompile.neuralization.sources.kernel_kmeans`."""
-        return sources.kernel_kmeans(X, labels, gamma, beta, normalisers, dtype)
+    kernel_kmeans = staticmethod(sources.kernel_kmeans)
 
 
 neuralize = Neuralize()

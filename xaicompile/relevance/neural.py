@@ -46,10 +46,8 @@ def v_act(ctx: Context) -> Messages:
     """R_j = p_j h_j: the gradient times the pool's input; the entropy of p goes to the ledger (spec 9.2)."""
     if ctx.node.op == "ClusterEvidence":
         return pairs(ctx, outwards=False)
-    if ctx.node.op in ("SoftMin", "ReduceLogSumExp"):
-        sign = -1.0 if ctx.node.op == "SoftMin" else 1.0
-        return absorb_difference(ctx, ctx.only(0, weights(ctx, "v-act") * kept_as(ctx, ctx.c) * sign))
-    return absorb_difference(ctx, ctx.only(0, weights(ctx, "v-act") * kept_as(ctx, ctx.c)))
+    c = -ctx.c if ctx.node.op == "SoftMin" else ctx.c
+    return absorb_difference(ctx, ctx.only(0, weights(ctx, "v-act") * kept_as(ctx, c)))
 
 
 def winner_takes_all(ctx: Context) -> Messages:
