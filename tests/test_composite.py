@@ -274,7 +274,7 @@ def test_every_shipped_set_is_documented_and_compiles(name: str) -> None:
     needed = {"low": -1.0, "high": 1.0, "background": np.zeros((2, 3, 6, 6))}
     given = {key: value for key, value in needed.items() if key in found.accepted}
     compiled = compile_model(model(), name, parameters=given)
-    assert len(compiled.assignments) == (0 if found.method in ("random", "occlusion") else 11)
+    assert len(compiled.assignments) == (0 if found.method in ("random", "occlusion", "given") else 11)
     assert {a.rule for a in compiled.assignments} <= set(composite.RULES)
 
 

@@ -264,3 +264,47 @@ def test_command_line(tmp_path: Path) -> None:
 def test_refused(rule: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RuleError, match=message):
         compile_model(cnn(), rule, **{"evaluate": "pixel-flipping", **options})
+
+
+# --- relevance from outside, and images with the channels behind ------------------------------------------------------
+
+
+def test_relevance_that_is_given() -> None:
+    """`given` flips by what it is fed, as the rule that made it does in the graph; by nothing, from the first on."""
+    out = curves(cnn(), "lrp-gamma", {"x": IMAGES}, steps=7)
+    again = curves(cnn(), "given", {"x": IMAGES, "given": out["relevance"]}, steps=7)
+    for name in ("relevance", "flipping_curve", "aopc", "aoc", "auc"):
+        np.testing.assert_array_equal(again[name], out[name])
+    first = curves(cnn(), "given", {"x": IMAGES}, steps=7)["flipping_curve"]
+    falling = np.broadcast_to(-np.arange(144.0).reshape(1, 1, 12, 12), IMAGES.shape).astype(np.float32)
+    np.testing.assert_array_equal(
+        curves(cnn(), "given", {"x": IMAGES, "given": falling}, steps=7)["flipping_curve"], first
+    )
+
+
+@pytest.mark.parametrize("how", ["patches cut off", "mean", "noise", "inpaint", "zero", "random", "occlusion"])
+def test_channels_behind(how: str) -> None:
+    """An image model that reads [N, H, W, C] flips the same pixels as the one behind its Transpose."""
+    parameters = {"steps": 7, **HOW.get(how, {})}
+    rule = how if how in ("random", "occlusion") else "lrp-gamma"
+    behind = compose(cnn())
+    out = curves(behind, rule, {"pixels": np.moveaxis(IMAGES, 1, -1)}, **parameters)
+    if how == "noise":  # its numbers are drawn for another shape
+        np.testing.assert_array_equal(out["flipping_curve"].shape, (3, 8))
+        return
+    want = curves(cnn(), rule, {"x": IMAGES}, **parameters)
+    np.testing.assert_allclose(np.moveaxis(out["relevance"], -1, 1), want["relevance"], rtol=0, atol=1e-6)
+    for name in ("flipping_curve", "aopc", "auc"):
+        np.testing.assert_allclose(out[name], want[name], rtol=0, atol=1e-6)
+
+
+def compose(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model behind a Transpose, as converters write what TensorFlow trained."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    made.graph.node.insert(0, onnx.helper.make_node("Transpose", ["pixels"], ["x"], perm=[0, 3, 1, 2]))
+    batch, channels, *sizes = (d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    pixels = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [batch, *sizes, channels])
+    del made.graph.input[0]
+    made.graph.input.insert(0, pixels)
+    return made

@@ -149,6 +149,13 @@ def layout(shape: Sequence[int | str | None]) -> str:
     raise ModelError(f"no axis of the model's input {list(shape)} has 1, 3 or 4 channels; give a .npy array instead")
 
 
+def channels_last(shape: Sequence[int | str | None] | None) -> bool:
+    """Say whether a tensor is a batch of images whose 1, 3 or 4 channels stand behind, as TensorFlow has them."""
+    if shape is None or len(shape) != 4 or shape[3] not in (1, 3, 4):
+        return False
+    return all(not isinstance(d, int) or d > 4 for d in shape[1:3])
+
+
 def read_photo(
     path: str | os.PathLike[str], shape: Sequence[int | str | None], dtype: Any, preprocess: Preprocess | None
 ) -> Photo:

@@ -6,7 +6,7 @@ weights that are there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from xaicompile.composite import Composite
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Explained, Given
+from xaicompile.images import channels_last
 from xaicompile.ir import Builder, Program, Tensor
 from xaicompile.ir.steps import StepBuilder
 from xaicompile.methods.job import MOST, Job, Step, over_steps, score
@@ -105,14 +106,15 @@ def flipped(
         raise RuleError("pixel-flipping replaces values of one input with a batch axis; name it with --explain-input")
     grid = Grid(b, start, relevance, 1 if given.tokens else how.patch, given.tokens)
     ranks = grid.spread(ranked(b, grid.units(), how.order))
-    new = None if how.replacement == "inpaint" else replacement(b, start, how)
+    new = None if how.replacement == "inpaint" else replacement(b, grid, how)
     if how.score == "output":
         end = End(own_output(p, end.tensor))
     counts = np.round(np.arange(how.steps + 1) * grid.count * how.fraction / how.steps).astype(np.int64)
 
     def points(i: StepBuilder, args: Sequence[Tensor], clean: Sequence[Tensor]) -> list[Tensor]:
         gone = i.CastLike(i.Less(i.adopt(ranks), args[0]), clean[0])
-        return [clean[0] + gone * ((inpainted(i, clean[0], gone) if new is None else i.adopt(new)) - clean[0])]
+        fresh = grid.as_image(i, inpainted, clean[0], gone) if new is None else i.adopt(new)
+        return [clean[0] + gone * (fresh - clean[0])]
 
     def summed(i: StepBuilder, step: Step) -> list[Tensor]:
         value = probability(i, job, step.end) if how.score == "probability" else score(i, job, step.end)
@@ -144,10 +146,15 @@ class Grid:
     tokens: bool
 
     @property
+    def channels(self) -> int | None:
+        """Axis of the channels, or of a token's features, which are flipped together; None for tables."""
+        rank = self.start.rank or 0
+        return None if rank == 2 else 2 if self.tokens else 3 if channels_last(self.start.shape) else 1
+
+    @property
     def axes(self) -> list[int]:
         """Axes of the positions in the start."""
-        rank = self.start.rank or 0
-        return [1] if rank == 2 or self.tokens else list(range(2, rank))
+        return [a for a in range(1, 2 if self.tokens else self.start.rank or 0) if a != self.channels]
 
     @property
     def sizes(self) -> list[int]:
@@ -170,8 +177,8 @@ class Grid:
     def units(self) -> Tensor:
         """Relevance summed over channels and patches, [N, count]."""
         b, r = self.b, self.relevance
-        if not self.tokens and len(self.axes) < (self.start.rank or 0) - 1:
-            r = b.sum_axes(r, [1])
+        if not self.tokens and self.channels is not None:
+            r = b.sum_axes(r, [self.channels])
         if self.patch > 1:
             ends = [c * self.patch - d for c, d in zip(self.cells, self.sizes, strict=True)]
             if any(ends):
@@ -189,10 +196,14 @@ class Grid:
             t = b.op("Tile", t, [1, *(n for _ in cells for n in (1, self.patch))])
             t = b.Reshape(t, [0, *(c * self.patch for c in cells)])
             t = b.op("Slice", t, [0] * len(sizes), sizes, list(range(1, 1 + len(sizes))))
-        rank = self.start.rank or 0
-        if self.tokens:
-            return b.Unsqueeze(t, list(range(2, rank))) if rank > 2 else t
-        return t if rank == 2 else b.Unsqueeze(t, [1])
+        return t if self.channels is None else b.Unsqueeze(t, [self.channels])
+
+    def as_image(self, b: Builder, made: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """What a function makes of images with the channels in front, whichever way these lie."""
+        if self.channels != 3:
+            return made(b, *tensors)
+        found = made(b, *(b.Transpose(t, perm=[0, 3, 1, 2]) for t in tensors))
+        return b.op("Transpose", found, perm=[0, 2, 3, 1], shape=self.start.shape)
 
 
 def ranked(b: Builder, units: Tensor, order: str) -> Tensor:
@@ -204,13 +215,14 @@ def ranked(b: Builder, units: Tensor, order: str) -> Tensor:
     return b.op("ScatterElements", turns, places, turns, axis=1)
 
 
-def replacement(b: Builder, t: Tensor, how: Flipping) -> Tensor:
-    """What takes the place of flipped values, of a shape that broadcasts over t."""
+def replacement(b: Builder, grid: Grid, how: Flipping) -> Tensor:
+    """What takes the place of flipped values, of a shape that broadcasts over the start."""
+    t = grid.start
     rank = t.rank or 2
     if how.replacement == "zero":
         return b.const(np.zeros((), t.dtype))
     if how.replacement == "mean":
-        return b.mean_axes(t, list(range(2, rank)) if rank > 2 else [1])
+        return b.mean_axes(t, grid.axes)
     if how.replacement == "noise":
         sample = [d for d in (t.shape or ())[1:] if isinstance(d, int)]
         if len(sample) != rank - 1:
@@ -219,7 +231,7 @@ def replacement(b: Builder, t: Tensor, how: Flipping) -> Tensor:
         axes = list(range(1, rank))
         low, high = (b.op(f"Reduce{end}", t, axes, keepdims=1) for end in ("Min", "Max"))
         return low + drawn * (high - low)
-    return blurred(b, t)
+    return grid.as_image(b, blurred, t)
 
 
 def blurred(b: Builder, t: Tensor) -> Tensor:
@@ -243,7 +255,7 @@ def blurred(b: Builder, t: Tensor) -> Tensor:
     return t
 
 
-def inpainted(b: StepBuilder, x: Tensor, gone: Tensor) -> Tensor:
+def inpainted(b: Builder, x: Tensor, gone: Tensor) -> Tensor:
     """Each flipped pixel as the mean of what is left in the smallest square around it, of side 2, 4, 8, ...
 
     The squares are those of a grid, so that a pyramid of averages finds them all; 0 where nothing is left.

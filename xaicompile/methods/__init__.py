@@ -13,7 +13,7 @@ from xaicompile.explained import End, Given
 from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Program, Tensor
-from xaicompile.methods import noise, occlusion, path, randomly, reference
+from xaicompile.methods import given, noise, occlusion, path, randomly, reference
 from xaicompile.methods.job import Job
 from xaicompile.outputs import Outputs, relevance_outputs, stacked
 from xaicompile.passes import control
@@ -22,7 +22,7 @@ from xaicompile.samples import Samples
 from xaicompile.seeds import Question, Seeds, seeds_of
 from xaicompile.timefirst import behind_time, seeds_behind_time
 
-__all__ = ["by_method", "noise", "occlusion", "path", "randomly", "reference", "smoothed"]
+__all__ = ["by_method", "given", "noise", "occlusion", "path", "randomly", "reference", "smoothed"]
 
 
 WHEREVER = ("integrated-gradients", "taylor", "deeplift")  # find each sample's own wherever samples lie

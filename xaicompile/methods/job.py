@@ -19,7 +19,7 @@ from xaicompile.composite import Composite
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Explained, Given
 from xaicompile.facts import Facts
-from xaicompile.images import read_arrays
+from xaicompile.images import channels_last, read_arrays
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, replayed
 from xaicompile.outputs import result_of
@@ -109,25 +109,27 @@ class Job:
             return b.const(np.zeros((), t.dtype))
         if value == "mean":
             rank = t.rank or 2
-            return b.mean_axes(t, list(range(2, rank)) if rank > 2 else [rank - 1])
+            axes = [1, 2] if channels_last(t.shape) else list(range(2, rank)) if rank > 2 else [rank - 1]
+            return b.mean_axes(t, axes)
         if value == "input":
             if (key, t.name) not in self.fed:
                 self.fed[key, t.name] = self.feed(key, t)
             return self.fed[key, t.name]
         return b.const(array_of(key, value, t))
 
-    def feed(self, key: str, t: Tensor) -> Tensor:
-        """A new input, zero unless it is fed: of any size along axis 0 and wherever the start is.
+    def feed(self, key: str, t: Tensor, dtype: Any = None) -> Tensor:
+        """A new input, zero unless it is fed: shaped like a tensor, of any size along axis 0 and wherever that is open.
 
         Raises:
-            RuleError: The start's rank is not known.
+            RuleError: The tensor's rank is not known.
         """
+        dtype = np.dtype(dtype or t.dtype)
         if t.shape is None:
-            raise RuleError(f"--set {key}=input: the rank of {t!r} must be known")
+            raise RuleError(f"input '{key}': the rank of {t!r} must be known")
         p, name = self.p, self.p.builder.unique(key)
         sizes = [d if i and isinstance(d, int) else f"{name}_{i}" if i else f"{name}s" for i, d in enumerate(t.shape)]
-        self.extra[name] = np.zeros([d if isinstance(d, int) else 1 for d in sizes], t.dtype)
-        p.tensors[name] = p.builder.outside(name, np.dtype(t.dtype), tuple(sizes))
+        self.extra[name] = np.zeros([d if isinstance(d, int) else 1 for d in sizes], dtype)
+        p.tensors[name] = p.builder.outside(name, dtype, tuple(sizes))
         return p.tensors[name]
 
     def away(self, t: Tensor, base: Tensor, multiplier: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from xaicompile.errors import RuleError
+from xaicompile.images import channels_last
 from xaicompile.ir import Tensor
 from xaicompile.ir.steps import StepBuilder
 from xaicompile.methods.job import Job, Result, Step, over_steps, score
@@ -66,7 +67,7 @@ def windows(job: Job, t: Tensor) -> tuple[np.ndarray, list[int]]:
     """
     rank = t.rank or 0
     first = {2: 1, 3: 1 if job.inputs[0].tokens else 2}.get(rank, 2)
-    axes = list(range(first, rank)) if rank > 1 else [0]
+    axes = [1, 2] if channels_last(t.shape) else list(range(first, rank)) if rank > 1 else [0]
     if job.inputs[0].tokens:
         axes = [1]
     spans, wanted, stride = [], job.count("window"), job.count("stride")

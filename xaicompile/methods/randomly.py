@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xaicompile.images import channels_last
 from xaicompile.methods.job import Job, Result
 from xaicompile.registry import method
 
@@ -16,6 +17,7 @@ def random(job: Job) -> Result:
     for s in job.starts:
         shape = job.sample_shape(s)
         if job.seed.batched:
-            shape = (1, 1, *shape[1:]) if len(shape) > 2 else (1, *shape)
+            last = channels_last(s.shape)
+            shape = (1, *shape[:-1], 1) if last else (1, 1, *shape[1:]) if len(shape) > 2 else (1, *shape)
         found[s.name] = b.expand_like(b.const(rng.standard_normal(shape).astype(s.dtype)), s)
     return found
