@@ -63,6 +63,19 @@ class Preprocess:
         mean, std = np.broadcast_to(self.shift, count), np.broadcast_to(self.scale, count)
         return ((0 - mean) / std).tolist(), ((self.largest - mean) / std).tolist()
 
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels [H, W, C] from 0 to 255 in the model's units, float32.
+
+        Raises:
+            RuleError: There are more means than channels.
+        """
+        mean, std = np.asarray(self.shift, np.float32), np.asarray(self.scale, np.float32)
+        if max(mean.size, std.size) not in (1, pixels.shape[2]):
+            raise RuleError(
+                f"mean and std have {max(mean.size, std.size)} values, the model has {pixels.shape[2]} channels"
+            )
+        return np.asarray((pixels * np.float32(self.largest / 255) - mean) / std, np.float32)
+
     def to_dict(self) -> dict[str, Any]:
         """What goes into a model's metadata: what was given, and the range where mean or std need it."""
         needed = self.largest if self.mean or self.std else self.span
@@ -171,20 +184,16 @@ def read_photo(
     order = layout(shape)
     channels = shape[1] if order == "NCHW" else shape[3]
     own = shape[2:] if order == "NCHW" else shape[1:3]
-    pixels = _read(path, int(channels or 3))
-    pixels = _fit(pixels, preprocess, own)
+    pixels = read_picture(path, int(channels or 3))
+    pixels = fit(pixels, preprocess, own)
     values = np.asarray(pixels, np.float32).reshape(pixels.height, pixels.width, -1)
-    mean, std = np.asarray(preprocess.shift, np.float32), np.asarray(preprocess.scale, np.float32)
-    if max(mean.size, std.size) not in (1, values.shape[2]):
-        raise RuleError(
-            f"mean and std have {max(mean.size, std.size)} values, the model has {values.shape[2]} channels"
-        )
-    values = (values * np.float32(preprocess.largest / 255) - mean) / std
+    values = preprocess.normalised(values)
     values = values.transpose(2, 0, 1) if order == "NCHW" else values
     return Photo(np.ascontiguousarray(values[None], dtype=dtype), np.asarray(pixels))
 
 
-def _read(path: str | os.PathLike[str], channels: int) -> Any:
+def read_picture(path: str | os.PathLike[str], channels: int) -> Any:
+    """A photo as Pillow's image, turned as its camera says, with 1, 3 or 4 channels."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -198,7 +207,7 @@ def _read(path: str | os.PathLike[str], channels: int) -> Any:
         raise ModelError(f"'{os.fspath(path)}' is not a picture that can be read: {error}") from error
 
 
-def _fit(picture: Any, preprocess: Preprocess, own: Sequence[int | str | None]) -> Any:
+def fit(picture: Any, preprocess: Preprocess, own: Sequence[int | str | None]) -> Any:
     """Resize the short side and cut out the middle."""
     from PIL import Image
 

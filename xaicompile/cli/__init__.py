@@ -1,9 +1,9 @@
 """The command line. The only part that knows click."""
 
-from xaicompile.cli import commands, neuralize
+from xaicompile.cli import commands, evaluate, neuralize
 from xaicompile.cli.group import cli
 
-__all__ = ["cli", "commands", "main", "neuralize"]
+__all__ = ["cli", "commands", "evaluate", "main", "neuralize"]
 
 
 def main() -> None:

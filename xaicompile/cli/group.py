@@ -17,7 +17,8 @@ Exit codes:
   3  the model or the input can't be read, or is not valid
   4  the model holds operators that the rule does not cover (all are listed)
   5  the output can't be written
-  6  an optional library is needed and not installed"""
+  6  an optional library is needed and not installed
+  7  evaluated, but some samples or rules had to be left out (all are listed)"""
 
 
 class Cli(click.Group):

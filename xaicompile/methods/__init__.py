@@ -36,8 +36,8 @@ def by_method(
     Raises:
         RuleError: Something is wanted that a method does not give.
     """
-    for option, given in (("--ledger", wanted.books), ("--layers", wanted.layers), ("--concepts", wanted.concepts)):
-        if given:
+    for option, asked_for in (("--ledger", wanted.books), ("--layers", wanted.layers), ("--concepts", wanted.concepts)):
+        if asked_for:
             raise RuleError(f"{option}: rule '{rules.name}' explains inputs only, by {rules.method}")
     samples = time_first(p, end, inputs)
     if samples is None:
