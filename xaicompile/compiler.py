@@ -150,7 +150,7 @@ def compile_model(
         made.outputs.update(evaluated(p, rules, end, inputs, made, how, chunk))
     numbers = {name: b.const(np.asarray([v], end.tensor.dtype)) for name, v in end.constants.items()}
     final = {name: named(b, t, name) for name, t in {**made.outputs, **numbers}.items()}
-    names = {x: final[y].name for x, y in input_names(inputs).items()}
+    names = {x: final[y].name for x, y in input_names(inputs).items() if y in final}
     metadata = {
         "version": __version__,
         "rule": rules.name,

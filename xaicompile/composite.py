@@ -31,6 +31,7 @@ WORDS = {
     "stabiliser": ("absolute", "relative", "clip"),
     "bias": ("absorb", "ignore"),
     "noise": ("relative", "absolute"),
+    "similarity": ("dot", "cosine"),
     "quadrature": ("midpoint", "gauss-legendre", "riemann-right", "riemann-left", "trapezoid"),
 }
 SIGNED = {"low", "high", "fill"}  # numbers that may be negative

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class StepBuilder(BodyBuilder):
     def __init__(self, parent: Builder) -> None:
         super().__init__(parent, hoist=True)
         self._constants = {}
+        self._origins: dict[str, Callable[[], Tensor]] = {}  # of constants made here: how the graph around makes them
 
     def adopt(self, t: Tensor) -> Tensor:
         """A tensor from outside, for use in the body."""
@@ -37,6 +38,7 @@ class StepBuilder(BodyBuilder):
             own = self._emit("Reshape", 1, [super().adopt(t), self.const(np.asarray(t.static, np.int64))], t.static, {})
             own[0].value, own[0].constant = t.value, True
             self._adopted[t.name] = own[0]
+            self._origins[own[0].name] = lambda: t
         return self._adopted[t.name]
 
     def const(self, value: np.ndarray, name: str = "") -> Tensor:
@@ -49,12 +51,26 @@ class StepBuilder(BodyBuilder):
         """Emits a node: here if it is constant or changes with the steps, else in the graph around."""
         given = [t for t in self._operands(x) if t is not None]
         if all(t.constant for t in given):
-            return Builder.many(self, op, outputs, *x, shape=shape, **attrs)
+            made = Builder.many(self, op, outputs, *x, shape=shape, **attrs)
+            for i, t in enumerate(made):
+                self._origins[t.name] = lambda i=i: self._outside(op, outputs, x, shape, attrs)[i]  # type: ignore[misc]
+            return made
+        if any(self.inside(t) and not t.constant for t in given):
+            return super().many(op, outputs, *x, shape=shape, **attrs)
         return super().many(op, outputs, *[self.outward(t) for t in x], shape=shape, **attrs)
 
+    def _outside(
+        self, op: str, outputs: int, x: Sequence[Operand | None], shape: Shape | None, attrs: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """A constant of the body, made by the graph around."""
+        with self.parent.scope(self._scope):
+            return self.parent.many(op, outputs, *[self.outward(t) for t in x], shape=shape, **attrs)
+
     def outward(self, t: Operand | None) -> Operand | None:
-        """A small constant of the body as a number again, so that a node may move to the graph around."""
-        return t.value if isinstance(t, Tensor) and isinstance(t.var, gs.Constant) and t.value is not None else t
+        """A constant of the body as the graph around has it, so that a node may move there."""
+        if not isinstance(t, Tensor) or not self.inside(t):
+            return t.var.values if isinstance(t, Tensor) and isinstance(t.var, gs.Constant) else t
+        return self._origins[t.name]()
 
     def graph(self, name: str, inputs: Sequence[Tensor], ends: Sequence[Tensor]) -> onnx.GraphProto:
         """The body, with its constants as initializers."""

@@ -13,7 +13,7 @@ from xaicompile.explained import End, Given
 from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Program, Tensor
-from xaicompile.methods import given, noise, occlusion, path, randomly, reference
+from xaicompile.methods import given, noise, occlusion, path, randomly, reference, similarity
 from xaicompile.methods.job import Job
 from xaicompile.outputs import Outputs, relevance_outputs, stacked
 from xaicompile.passes import control
@@ -22,9 +22,10 @@ from xaicompile.samples import Samples
 from xaicompile.seeds import Question, Seeds, seeds_of
 from xaicompile.timefirst import behind_time, seeds_behind_time
 
-__all__ = ["by_method", "given", "noise", "occlusion", "path", "randomly", "reference", "smoothed"]
+__all__ = ["by_method", "given", "noise", "occlusion", "path", "randomly", "reference", "similarity", "smoothed"]
 
 
+WITHOUT_TARGET = ("bilrp",)
 WHEREVER = ("integrated-gradients", "taylor", "deeplift")  # find each sample's own wherever samples lie
 
 
@@ -36,7 +37,15 @@ def by_method(
     Raises:
         RuleError: Something is wanted that a method does not give.
     """
-    for option, asked_for in (("--ledger", wanted.books), ("--layers", wanted.layers), ("--concepts", wanted.concepts)):
+    alone = rules.method in WITHOUT_TARGET
+    if alone and (asked.target, asked.reduce, asked.maps, asked.contrast, asked.normalise) != (None,) * 4 + (False,):
+        raise RuleError(f"rule '{rules.name}' explains all of an embedding: it takes no target, maps or contrast")
+    asked = Question(reduce="sum") if alone else asked
+    for option, asked_for in (
+        ("--ledger", wanted.books and not alone),
+        ("--layers", wanted.layers),
+        ("--concepts", wanted.concepts),
+    ):
         if asked_for:
             raise RuleError(f"{option}: rule '{rules.name}' explains inputs only, by {rules.method}")
     samples = time_first(p, end, inputs)
@@ -49,9 +58,9 @@ def by_method(
     chosen = Ruled([], {}, [])
     extra: dict[str, np.ndarray] = {}
     for seed in seeds.each:
-        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1, fed=fed)
+        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1, fed=fed, books=wanted.books)
         found = {name: held(p.builder, t) for name, t in registry.METHODS[rules.method](job).items()}
-        made.append(relevance_outputs(p.builder, inputs, [], found))
+        made.append(job.outputs or relevance_outputs(p.builder, inputs, [], found))
         chosen, extra = job.ruled or chosen, extra | job.extra
         seeds.notes += [note for note in job.notes if note not in seeds.notes]
     outputs = stacked(p.builder, made, int(seeds.each[0].batched)) if seeds.stacked else made[0]

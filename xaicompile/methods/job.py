@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xaicompile.backward import backward
+from xaicompile.backward import Ledger, backward
 from xaicompile.composite import Composite
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Explained, Given
@@ -22,7 +22,7 @@ from xaicompile.facts import Facts
 from xaicompile.images import channels_last, read_arrays
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, replayed
-from xaicompile.outputs import result_of
+from xaicompile.outputs import Outputs, result_of
 from xaicompile.passes import control
 from xaicompile.ruled import Ruled, ruled
 
@@ -40,6 +40,8 @@ class Job:
         chunk: How many points are evaluated in one pass.
         fed: Inputs made so far, by parameter and start; all maps share them.
         ruled: The rules of the steps, once they are chosen.
+        books: Whether a ledger is kept, by methods that can.
+        outputs: What is given out, by methods whose relevance is not that of one input.
     """
 
     p: Program
@@ -52,6 +54,8 @@ class Job:
     chunk: int = 1
     fed: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     ruled: Ruled | None = None
+    books: bool = False
+    outputs: Outputs = field(default_factory=dict)
 
     @property
     def starts(self) -> list[Tensor]:
@@ -298,8 +302,16 @@ def apart(b: StepBuilder, t: Tensor, chunk: int) -> Sequence[Tensor]:
     return [t] if chunk == 1 else b.many("Split", chunk, t, axis=0, num_outputs=chunk)
 
 
-def explained_in(job: Job, sub: Program, at: Sequence[Tensor], end: Tensor, kind: str) -> list[Tensor]:
-    """The rule set's result for each start, in the body."""
+def explained_in(
+    job: Job,
+    sub: Program,
+    at: Sequence[Tensor],
+    end: Tensor,
+    kind: str,
+    cotangent: Tensor | None = None,
+    ledger: Ledger | None = None,
+) -> list[Tensor]:
+    """The rule set's result for each start, in the body; the cotangent is the explained scalar's if none is given."""
     b = sub.builder
     assert isinstance(b, StepBuilder)
     names = [t.name for t in at]
@@ -307,8 +319,9 @@ def explained_in(job: Job, sub: Program, at: Sequence[Tensor], end: Tensor, kind
     sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
     facts = Facts(sub, names)
     job.ruled = ruled(sub, facts, job.rules, end)
-    cotangent = joined(b, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
-    flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick)
+    if cotangent is None:
+        cotangent = joined(b, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
+    flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick, ledger=ledger)
     return [result_of(sub, kind, t, flows[t.name]) for t in at]
 
 
