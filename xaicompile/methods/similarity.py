@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -135,7 +134,7 @@ def units_of(flat: Tensor) -> int:
 
 def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     """The sum over the units, [N, P, P'], and what it lacks of the dot product, [N]."""
-    p, outer, k = job.p, job.p.builder, job.chunk
+    outer, k = job.p.builder, job.chunk
     flat = outer.Flatten(job.end.tensor, axis=1)
     weights = projected(job, flat)
     units = units_of(flat) if weights is None else weights.shape[1]
