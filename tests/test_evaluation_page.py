@@ -18,7 +18,7 @@ from PIL import Image
 
 from xaicompile.errors import OutputError, RuntimeMissingError
 from xaicompile.evaluation import page, plots
-from xaicompile.evaluation.columns import COLUMNS, number, percent, size
+from xaicompile.evaluation.columns import COLUMNS, number, percent
 
 RULES = ("lrp-gamma", "smooth-integrated-gradients", "gradient-x-input", "occlusion")
 
@@ -45,7 +45,10 @@ def sample_rule(rng: np.random.Generator, place: int, x: np.ndarray) -> dict[str
             "morf": curve(x, 12.0 - 2 * place),
             "lerf": curve(x, 0.5),
             **{key: draw() for key in ("aopc", "aopc_lerf", "abpc", "aoc", "deletion", "insertion", "over_random")},
-            "beats_random": place != 2,
+            "beats_random": True,
+            **(
+                {"over_random": {"mean": 0.02, "low": -0.11, "high": 0.14}, "beats_random": False} if place == 2 else {}
+            ),
         },
         "understandability": {
             "png_bytes": interval(float(rng.uniform(1e3, 9e4)), 500.0),
@@ -166,7 +169,7 @@ class Reader(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return re.sub(r"[ \n]+", " ", " ".join(self.words))
 
 
 def written(report: dict[str, Any], folder: Path) -> tuple[Reader, str]:
@@ -209,7 +212,7 @@ def test_every_rule_and_number_is_there(tmp_path: Path) -> None:
         assert missing == {rule["fidelity"]["beats_random"], rule["sanity"]["class_sensitivity"]["mean"]} - set(read)
         aopc = rule["fidelity"]["aopc"]
         assert f"{number(aopc['mean'])}" in reader.text
-        assert f"{number(aopc['low'])} to {number(aopc['high'])}" in reader.text
+        assert f"[{number(aopc['low'])}, {number(aopc['high'])}]" in reader.text
         assert number(rule["sanity"]["class_sensitivity"]["mean"]) in reader.text
         assert number(rule["sanity"]["layers"][-1]["similarity"]["mean"]) in reader.text
     for entry in report["leaders"]:
@@ -219,7 +222,16 @@ def test_every_rule_and_number_is_there(tmp_path: Path) -> None:
         assert report[key] in reader.text
     for text in ("3.46", "broken.jpg", "truncated", "deeplift", "no rescale rule", "cat-0.png", "tiger cat (282)"):
         assert text in reader.text
-    for text in ("Samek", "Petsiuk", "Adebayo", "Hurley", "Zhang", "A constant map is smallest", "94.1 %", "50176"):
+    for text in (
+        "Samek",
+        "Petsiuk",
+        "Adebayo",
+        "Hurley",
+        "Zhang",
+        "A constant map is smallest",
+        percent(0.941),
+        "50,176",
+    ):
         assert text in reader.text
     assert len(pictures(reader)) == 5 + 2 * (1 + len(RULES))
     assert html.startswith("<!DOCTYPE html>")
@@ -247,7 +259,7 @@ def test_the_best_is_marked(tmp_path: Path) -> None:
     report = sample_report(("a", "b"))
     for place, rule in enumerate(report["rules"].values()):
         rule["fidelity"]["aopc"] = interval([4.11, 3.22][place])
-        rule["understandability"]["png_bytes"] = interval([5111.0, 5000.0][place])
+        rule["understandability"]["png_bytes"] = interval([5111.0, 5000.0][place], 500.0)
     made = page.table(report, COLUMNS)
     assert made is not None
     headings = [column.heading for column in made["columns"]]
@@ -259,17 +271,21 @@ def test_the_best_is_marked(tmp_path: Path) -> None:
     assert "time" in best["a"] - best["b"]  # 2.0 against 9.0
     assert "largest difference" not in best["a"] | best["b"]  # 0 for both
     reader, _ = written(report, tmp_path)
-    assert "4.11 ● 4.01 to 4.21" in reader.text and "5.00 kB ● " in reader.text and "3.22 ●" not in reader.text
+    assert (
+        "4.11 ● [4.01, 4.21]" in reader.text
+        and "5.00\xa0kB ● [4.50, 5.50]" in reader.text
+        and "3.22 ●" not in reader.text
+    )
 
 
 def test_a_rule_that_does_not_beat_random_is_named(tmp_path: Path) -> None:
     report = sample_report()
-    report["rules"][RULES[2]]["fidelity"]["over_random"] = {"mean": 0.02, "low": -0.11, "high": 0.14}
     reader, _ = written(report, tmp_path)
-    said = f"{RULES[2]} (0.0200, −0.110 to 0.140) does not beat random order"
+    said = f"{RULES[2]} does not beat random order: AOPC over random 0.020, 95 % interval −0.110 to 0.140."
     assert reader.text.count(said) == 2
-    for rule in report["rules"].values():
-        rule["fidelity"]["beats_random"] = True
+    report["rules"][RULES[2]]["fidelity"]["over_random"] = interval(-3.0)
+    assert str(page.against_random(report)).startswith(f"{RULES[2]} is worse than random order: AOPC over random −3.00")
+    report["rules"][RULES[2]]["fidelity"]["beats_random"] = True
     assert page.against_random(report) == "Every rule beats random order."
 
 
@@ -334,10 +350,10 @@ def test_tables_and_tokens(tmp_path: Path, unit: str) -> None:
     drawn = plots.example_maps(tmp_path, 0, rng.standard_normal(13), maps)
     report["examples"] = [{"name": "row 0", "target": 0, "class": None, "score": 0.0} | drawn]
     reader, _ = written(report, tmp_path)
-    assert f"{unit.capitalize()} flipping" in reader.text and "mean probability of the class" in reader.text
+    assert f"{unit[:-1].capitalize()} flipping" in reader.text and "mean probability of the class" in reader.text
     assert "pixels" not in reader.text
     assert "class 0, score 0" in reader.text
-    assert sum(picture.size == (630, 480) for picture in pictures(reader)) == 1 + len(RULES)
+    assert sum(picture.size == (510, 390) for picture in pictures(reader)) == 1 + len(RULES)
     assert plots.score(report) == "mean probability of the class" and plots.units(report) == unit
 
 
@@ -418,17 +434,14 @@ def test_feature_bars(tmp_path: Path) -> None:
 
 
 def test_numbers_are_written_short() -> None:
-    assert [number(v) for v in (0, 3.14159, -0.5, 123.4, 12345.6, 2e-5, 999.7)] == [
-        "0",
-        "3.14",
-        "−0.500",
-        "123",
-        "12,346",
-        "2.0e-05",
-        "1,000",
-    ]
-    assert [size(v) for v in (118, 8664, 18_600_000, -2000)] == ["118 B", "8.66 kB", "18.6 MB", "−2.00 kB"]
-    assert [percent(v) for v in (0.01, 1.0, 0.125)] == ["1 %", "100 %", "12.5 %"]
+    texts = {0: "0", 3.14159: "3.14", -0.5: "−0.500", 123.4: "123", 12345.6: "12,346", 2e-5: "2e-5", 999.7: "1,000"}
+    texts |= {0.99951: "1.00", 0.0123: "0.012", 0.00123: "0.0012", 3.26e-12: "3.3e-12"}
+    assert {value: number(value) for value in texts} == texts
+    sizes = next(column for column in COLUMNS if column.form == "size")
+    texts = {118: "118 B", 8664: "8.66 kB", 18_600_000: "18.6 MB", -2000: "−2.00 kB", 0: "0 B"}
+    assert {value: sizes.text(value).replace("\xa0", " ") for value in texts} == texts
+    assert sizes.ends({"mean": 1200.0, "low": 950.0, "high": 1300.0}) == "[0.950, 1.30]"
+    assert [percent(v) for v in (0.01, 1.0, 0.125)] == ["1\xa0%", "100\xa0%", "12.5\xa0%"]
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 GROUPS = ("Fidelity", "Understandability", "Sufficiency", "Low overhead", "Runtime efficiency")
+SIZES = tuple((one, f"\N{NO-BREAK SPACE}{unit}") for one, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")))
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,24 @@ class Column:
         """A value as the page writes it."""
         if value is None:
             return "–"
-        forms = {"size": size, "share": percent, "times": times, "yes": yes, "number": number}
-        return forms[self.form](value)
+        if self.form == "yes":
+            return "yes" if value else "no"
+        one, unit = self.unit(value)
+        return f"{number(value / one)}{unit}"
+
+    def ends(self, value: Mapping[str, float | None] | None) -> str:
+        """An interval's ends in the unit of its mean, or nothing."""
+        mean, low, high = ((value or {}).get(key) for key in ("mean", "low", "high"))
+        if mean is None or low is None or high is None:
+            return ""
+        one, _ = self.unit(mean)
+        return f"[{number(low / one)}, {number(high / one)}]"
+
+    def unit(self, value: float) -> tuple[float, str]:
+        """How much one unit is, and what is written behind the number."""
+        if self.form == "size":
+            return next((pair for pair in SIZES if abs(value) >= pair[0]), SIZES[-1])
+        return {"share": (0.01, "\N{NO-BREAK SPACE}%"), "times": (1.0, "×")}.get(self.form, (1.0, ""))
 
     def best(self, rules: Iterable[Mapping[str, Any]]) -> str | None:
         """What the best rule's value is written as; None where there is nothing to choose between."""
@@ -59,35 +76,20 @@ class Column:
 
 
 def number(value: float) -> str:
-    """Three significant digits, with a proper minus sign."""
-    if value == 0:
-        return "0"
+    """Three digits, of small numbers two, with a proper minus sign."""
     size = abs(value)
-    text = f"{size:,.0f}" if size >= 999.5 else f"{size:#.3g}".rstrip(".") if size >= 1e-3 else f"{size:.1e}"
+    if size >= 999.5:
+        text = f"{size:,.0f}"
+    elif size >= 0.9995:
+        text = f"{size:#.3g}".rstrip(".")
+    else:
+        text = f"{size:.3f}" if size >= 0.01 else f"{size:.2g}".replace("e-0", "e-")
     return f"−{text}" if value < 0 else text
 
 
-def size(value: float) -> str:
-    """Bytes, in thousands where there are many."""
-    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= one:
-            return f"{number(value / one)} {unit}"
-    return f"{number(round(value))} B".replace(".0", "")
-
-
-def percent(value: float) -> str:
-    """A share in per cent."""
-    return f"{f'{100 * value:.3g}'.replace('-', '−')} %"
-
-
-def times(value: float) -> str:
-    """A ratio."""
-    return f"{number(value)}×"
-
-
-def yes(value: float) -> str:
-    """A truth value."""
-    return "yes" if value else "no"
+def percent(share: float) -> str:
+    """A share in per cent, with no more digits than it has."""
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
 
 
 COLUMNS = (
@@ -187,7 +189,7 @@ COLUMNS = (
     Column(
         "Understandability",
         ("understandability", "gini"),
-        "Gini index",
+        "Gini",
         1,
         "Gini index of |R|: 0 if all values are equal, near 1 if few have all; high is sparse (Hurley & Rickard 2009).",
     ),
@@ -253,7 +255,7 @@ COLUMNS = (
     Column(
         "Low overhead",
         ("overhead", "identical"),
-        "same prediction",
+        "same output",
         1,
         "Whether the model that also explains gives the prediction of the original, bit by bit.",
         form="yes",

@@ -50,6 +50,7 @@ def write_page(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pat
         rules=rules,
         flipping=found.get("flipping") or {},
         unit=plots.units(found),
+        bars=(found.get("flipping") or {}).get("unit") in ("features", "tokens"),
         score=plots.score(found),
         styles={name: plots.style_of(place) for place, name in enumerate(rules)},
         pictures={key: data_uri(path) for key, path in plots.draw_all(found, folder).items()},
@@ -136,8 +137,7 @@ def table(report: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any
         for column, winner in zip(columns, best, strict=True):
             value = column.read(rule)
             text = column.text(value["mean"] if value else None)
-            ends = [column.text(value[end]) for end in ("low", "high") if value and value[end] is not None]
-            found.append({"text": text, "interval": " to ".join(ends), "best": text == winner})
+            found.append({"text": text, "interval": column.ends(value), "best": text == winner})
         return found
 
     random = {"fidelity": {key: (report.get("random") or {}).get(key) for key in ("aopc", "aoc")}}
@@ -186,8 +186,8 @@ def _ahead(report: Mapping[str, Any]) -> str | None:
     parts = []
     for rule, run in runs:
         shares = [percent(entry["fraction"]) for entry in run]
-        parts.append(f"{rule} at {shares[0]}" if len(run) == 1 else f"{rule} from {shares[0]} to {shares[-1]}")
-    return f"Most of the score is lost, of {plots.units(report)} flipped, with {'; '.join(parts)}."
+        parts.append(f"with {rule} after {' to '.join(dict.fromkeys([shares[0], shares[-1]]))}")
+    return f"The score has fallen most {', '.join(parts)} of the {plots.units(report)}."
 
 
 def against_random(report: Mapping[str, Any]) -> str | None:
@@ -198,9 +198,12 @@ def against_random(report: Mapping[str, Any]) -> str | None:
         return None
     if not failed:
         return "Every rule beats random order." if len(found) > 1 else f"{next(iter(found))} beats random order."
-    some = [f"{name} ({written(over)}, {interval(over)})" if over else name for name, over in failed.items()]
-    verb = "does" if len(some) == 1 else "do"
-    return f"{', '.join(some)} {verb} not beat random order: AOPC over random is not above 0 by its 95 % interval."
+    texts = []
+    for name, over in failed.items():
+        worse = bool(over) and (over.get("high") or 0) < 0
+        numbers = f": AOPC over random {written(over)}, 95 % interval {interval(over)}" if over else ""
+        texts.append(f"{name} {'is worse than' if worse else 'does not beat'} random order{numbers}.")
+    return " ".join(texts)
 
 
 def _plainest(report: Mapping[str, Any]) -> str | None:

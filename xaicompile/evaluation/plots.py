@@ -303,14 +303,14 @@ def _picture(path: Path, values: np.ndarray, size: Sequence[int], *, heat: bool 
 
 def _bars(path: Path, values: np.ndarray, *, signed: bool = True) -> None:
     """Values as bars with the numbers of their features."""
-    figure, axis = axes(3.2)
-    figure.set_figwidth(4.2)
+    figure, axis = axes(2.6)
+    figure.set_figwidth(3.4)
     row = np.nan_to_num(np.asarray(values, np.float64).ravel())
     colours: Any = np.where(row >= 0, "tab:red", "tab:blue") if signed else GREY
     axis.bar(np.arange(row.size), row, width=0.9, color=colours)
     axis.axhline(0, color="black", linewidth=0.5)
     axis.grid(axis="x", visible=False)
-    if row.size <= 16:
+    if row.size <= 13:
         axis.set_xticks(range(row.size))
     else:
         axis.xaxis.get_major_locator().set_params(integer=True)
