@@ -40,6 +40,7 @@ def sample_rule(rng: np.random.Generator, place: int, x: np.ndarray) -> dict[str
 
     return {
         "doc": f"Made up, number {place}.",
+        "cite": f"Nobody {1990 + place}",
         "parameters": {"gamma": 0.25 + place},
         "fidelity": {
             "morf": curve(x, 12.0 - 2 * place),
@@ -97,7 +98,9 @@ def sample_report(rules: tuple[str, ...] = RULES, unit: str = "pixels", score: s
     leaders = []
     for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
         loss = {name: float(rng.uniform(2, 8)) for name in rules}
-        leaders.append({"fraction": share, "rule": max(loss, key=lambda n: loss[n]), "loss": {**loss, "random": share}})
+        leaders.append(
+            {"fraction": share, "rule": max(loss, key=lambda n: loss[n]), "loss": {**loss, "random baseline": share}}
+        )
     return {
         "title": "efficientnet-lite0.onnx",
         "model": "models/efficientnet-lite0.onnx",
@@ -109,6 +112,7 @@ def sample_report(rules: tuple[str, ...] = RULES, unit: str = "pixels", score: s
         "device": "cpu",
         "command": "xaicompile evaluate models/efficientnet-lite0.onnx --data photos/ -o report/",
         "preset": "tutorial",
+        "target": "predicted",
         "samples": 18,
         "labelled": 17,
         "accuracy": 0.941,
@@ -130,7 +134,7 @@ def with_examples(report: dict[str, Any], folder: Path, count: int = 2) -> dict[
     for index in range(count):
         image = rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)
         maps = {name: rng.standard_normal((32, 48)) for name in report["rules"]}
-        entry = {"name": f"cat-{index}.png", "target": 282 + index, "class": "tiger cat", "score": 9.125}
+        entry = {"name": f"cat-{index}.png", "target": 282 + index, "class": "tiger cat", "score": 9.125, "label": 285}
         report["examples"].append(entry | plots.example_maps(folder, index, image, maps))
     return report
 
@@ -191,7 +195,7 @@ def decoded(address: str) -> Any:
 def numbers_in(value: Any) -> Iterator[dict[str, Any] | float]:
     """Every interval, number and truth value in a rule's sections, but not the curves."""
     for key, entry in value.items():
-        if key in ("morf", "lerf", "layers", "parameters", "doc"):
+        if key in ("morf", "lerf", "layers", "parameters", "doc", "cite"):
             continue
         if isinstance(entry, dict) and "mean" not in entry:
             yield from numbers_in(entry)
@@ -205,9 +209,14 @@ def test_every_rule_and_number_is_there(tmp_path: Path) -> None:
     shown = {column.text(v["mean"]) for c in report["rules"].values() for column in COLUMNS if (v := column.read(c))}
     assert all(text in reader.text for text in shown)
     for name, rule in report["rules"].items():
-        assert name in reader.text and rule["doc"] in reader.text
+        assert name in reader.text and rule["doc"] in reader.text and f"({rule['cite']})" in reader.text
         read = [v["mean"] for column in COLUMNS if (v := column.read(rule))]
-        wanted = [e["mean"] if isinstance(e, dict) else e for key in rule for e in numbers_in({key: rule[key]})]
+        wanted = [
+            e["mean"] if isinstance(e, dict) else e
+            for key in rule
+            if key != "cite"
+            for e in numbers_in({key: rule[key]})
+        ]
         missing = set(wanted) - set(read) - {rule["runtime"]["low"], rule["runtime"]["high"]}
         assert missing == {rule["fidelity"]["beats_random"], rule["sanity"]["class_sensitivity"]["mean"]} - set(read)
         aopc = rule["fidelity"]["aopc"]
@@ -220,7 +229,15 @@ def test_every_rule_and_number_is_there(tmp_path: Path) -> None:
         assert all(number(value) in reader.text for value in entry["loss"].values())
     for key in ("title", "model", "source_sha256", "data", "created", "version", "runtime", "device", "command"):
         assert report[key] in reader.text
-    for text in ("3.46", "broken.jpg", "truncated", "deeplift", "no rescale rule", "cat-0.png", "tiger cat (282)"):
+    for text in (
+        "3.46",
+        "broken.jpg",
+        "truncated",
+        "deeplift",
+        "no rescale rule",
+        "cat-0.png",
+        "tiger cat (282), score 9.12, labelled 285",
+    ):
         assert text in reader.text
     for text in (
         "Samek",
@@ -431,6 +448,18 @@ def test_feature_bars(tmp_path: Path) -> None:
     assert drawn[0].shape == drawn[1].shape
     red, blue = [0xD6, 0x27, 0x28], [0x1F, 0x77, 0xB4]
     assert [[bool((d == c).all(-1).any()) for c in (red, blue)] for d in drawn] == [[True, True], [True, False]]
+
+
+def test_volumes_are_drawn_flat(tmp_path: Path) -> None:
+    """The sum of relevance and the mean of the sample over the axes in front, as in other heatmaps."""
+    rng = np.random.default_rng(2)
+    volume, image = rng.standard_normal((3, 20, 30)), rng.uniform(size=(3, 20, 30, 1))
+    found = [
+        plots.example_maps(tmp_path, 0, image, {"a": volume}),
+        plots.example_maps(tmp_path, 1, image.mean(0), {"a": volume.sum(0)}),
+    ]
+    drawn = [[(tmp_path / p).read_bytes() for p in (f["picture"], f["maps"]["a"])] for f in found]
+    assert drawn[0] == drawn[1]
 
 
 def test_numbers_are_written_short() -> None:

@@ -58,6 +58,7 @@ def write_page(report: Mapping[str, Any], folder: str | os.PathLike[str]) -> Pat
         summary=summary(found),
         scorecard=table(found, [c for c in COLUMNS if c.headline]),
         tables={group: made for group, made in tables.items() if made},
+        floors=[floor for entry in found.get("leaders") or [] if (floor := _floor(entry, rules)) is not None],
         compared={name: part for name, part in sections(found, "fidelity").items() if part.get("over_random")},
         against_random=against_random(found),
         sanity=sections(found, "sanity"),
@@ -234,6 +235,11 @@ def _unchanged(report: Mapping[str, Any]) -> str | None:
     if changed:
         return f"The prediction is not bit-identical with {', '.join(changed)}."
     return "The prediction stays bit-identical" + (" with every rule." if len(found) > 1 else ".")
+
+
+def _floor(entry: Mapping[str, Any], rules: Mapping[str, Any]) -> float | None:
+    """The random baseline's loss in an entry of `leaders`, whatever it is called there."""
+    return next((loss for name, loss in (entry.get("loss") or {}).items() if name not in rules), None)
 
 
 def _example(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:

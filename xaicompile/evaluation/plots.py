@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xaicompile.errors import OutputError, RuntimeMissingError
-from xaicompile.report import symmetric_range
+from xaicompile.report import flatten, symmetric_range
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 STYLES = ("solid", "dashdot", "dotted")  # of the first seven rules, the next seven, ...; random is dashed
@@ -163,7 +163,8 @@ def example_maps(
         directory: The report's folder; the pictures go to `maps/` in it.
         index: Number of the sample, for the names of the files.
         image: The sample: [H, W] or [H, W, 1 | 3 | 4], bytes or numbers, or a row of feature values; None draws none.
-        maps: By rule, relevance [H, W], or [features].
+            Of volumes, the mean over the axes in front.
+        maps: By rule, relevance [H, W], or [features]; of volumes, the sum over the axes in front.
 
     Returns:
         `picture` (None without an image) and `maps`, by rule: paths relative to the directory, with forward slashes.
@@ -172,6 +173,7 @@ def example_maps(
         RuntimeMissingError: matplotlib or Pillow isn't installed.
         OutputError: A picture can't be written.
     """
+    maps = {rule: flatten(r, None) for rule, r in maps.items()}
     folder = Path(directory) / "maps"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,6 +182,8 @@ def example_maps(
     found: dict[str, Any] = {"picture": None, "maps": {}}
     size = next((r.shape for r in maps.values() if not _is_row(r)), None)
     if image is not None:
+        while image.ndim > 3:
+            image = image.mean(axis=0)
         name = f"{index:03d}-input.png"
         if _is_row(image):
             _bars(folder / name, image, signed=False)
