@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,13 +73,13 @@ def weights_of(model: onnx.ModelProto) -> Weights:
     graph, found = model.graph, Weights()
     held: dict[str, list[str]] = {}  # the tensors that a constant is made of
     products: dict[str, str] = {}  # the layer that made a tensor without a bias
-    names = [node.name for node in graph.node]
+    names = Counter(node.name for node in graph.node)
     for tensor in graph.initializer:
         held[tensor.name], found.tensors[tensor.name] = [tensor.name], tensor
     for node in sorted_nodes(graph):
         reads = [name for name in (*node.input, *captured_names(node)) if name]
         value = next((a.t for a in node.attribute if a.HasField("t")), None) if node.op_type == "Constant" else None
-        name = node.name if node.name and names.count(node.name) == 1 else node.output[0]
+        name = node.name if node.name and names[node.name] == 1 else node.output[0]
         if value is not None:
             held[node.output[0]], found.tensors[node.output[0]] = [node.output[0]], value
         elif reads and all(read in held for read in reads):
@@ -164,7 +165,7 @@ def cascade(
         rule: As for `compile_model`.
         parameters: As for `compile_model`.
         inputs: [N, ...] each, by name, or an array for the only input.
-        targets: [N], the class that is explained of each sample.
+        targets: [N], the class that is explained of each sample; -1: the one with the largest score of the real model.
         channels: Axis of the channels in one sample, as for `maps.summed`.
         points: How many depths; all layers, where there are fewer. The last has all layers randomised.
         seed: Of the weights.
@@ -188,14 +189,19 @@ def cascade(
     if sum(tensor.ByteSize() for tensor in whole.graph.initializer) >= LIMIT:
         raise ModelError("a model of more than 2 GB can't be randomised; leave the sanity checks out")
 
-    def maps(of: onnx.ModelProto) -> list[np.ndarray]:
-        made = compile_model(of, rule, parameters=parameters, **(options or {})).model
-        session = Session(made, device=device, threads=threads)
-        return [r for part in _runs(session, inputs, targets, batch) for r in _maps(session, part, channels)]
+    if not layers:
+        return []
 
-    real, found = maps(whole) if layers else [], []
-    for count in np.unique(np.linspace(1, len(layers), points).round().astype(int)) if layers else ():
-        there = maps(randomised(whole, layers[-count:], seed))
+    def compiled(changed: onnx.ModelProto) -> Session:
+        made = compile_model(changed, rule, parameters=parameters, **(options or {})).model
+        return Session(made, device=device, threads=threads)
+
+    session = compiled(whole)
+    ran = list(_runs(session, inputs, targets, batch))
+    real, chosen, found = _maps(session, ran, channels), _resolved(session, ran, targets), []
+    for count in np.unique(np.linspace(1, len(layers), points).round().astype(int)):
+        session = compiled(randomised(whole, layers[-count:], seed))
+        there = _maps(session, _runs(session, inputs, chosen, batch), channels)
         found.append((layers[-count], [rank_correlation(a, b) for a, b in zip(real, there, strict=True)]))
     return found
 
@@ -228,15 +234,13 @@ def class_sensitivity(
     if not session.metadata.get("xaicompile.target"):
         return None
     ran = list(_runs(session, inputs, targets, batch))
-    scores = np.concatenate([_scores(session, part) for part in ran])
+    scores = _scores(session, ran)
     if scores.shape[1] < 2:
         return None
     if others is None:
-        given = np.asarray(targets, np.int64)
-        scores[np.arange(len(scores)), np.where(given < 0, scores.argmax(1), given)] = np.inf
+        scores[np.arange(len(scores)), _resolved(session, ran, targets)] = np.inf
         others = scores.argmin(1)
-    second = _runs(session, inputs, others, batch)
-    here, there = ([r for part in run for r in _maps(session, part, channels)] for run in (ran, second))
+    here, there = (_maps(session, run, channels) for run in (ran, _runs(session, inputs, others, batch)))
     return [rank_correlation(a, b) for a, b in zip(here, there, strict=True)]
 
 
@@ -253,15 +257,26 @@ def _runs(
         yield session.run({key: value[start : start + batch] for key, value in feed.items()})
 
 
-def _maps(session: Session, outputs: Mapping[str, np.ndarray], channels: int | None) -> list[np.ndarray]:
+def _maps(session: Session, ran: Iterable[Mapping[str, np.ndarray]], channels: int | None) -> list[np.ndarray]:
     """The map of each sample, of the first explained input."""
     name = next(iter(json.loads(session.metadata["xaicompile.relevance"]).values()))
-    return [summed(r, channels) for r in outputs[name]]
+    return [summed(r, channels) for outputs in ran for r in outputs[name]]
 
 
-def _scores(session: Session, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The explained tensor if it is an output, else the first output of floats, [samples, classes] in float64."""
+def _scores(session: Session, ran: Iterable[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """The explained tensor if it is an output, else the first output of floats, [N, classes] in float64."""
     explained = session.metadata["xaicompile.explain_output"]
     floats = [port.name for port in session.outputs if port.dtype is not None and port.dtype.kind == "f"]
-    values = outputs[explained if explained in floats else floats[0]]
-    return np.asarray(values, np.float64).reshape(len(values), -1)
+    name = explained if explained in floats else floats[0]
+    values = np.concatenate([outputs[name] for outputs in ran]).astype(np.float64)
+    return values.reshape(len(values), -1)
+
+
+def _resolved(
+    session: Session, ran: Iterable[Mapping[str, np.ndarray]], targets: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """The targets, [N], with the class of the largest score in the place of -1."""
+    given = np.asarray(targets, np.int64)
+    if not session.metadata.get("xaicompile.target") or (given >= 0).all():
+        return given
+    return np.where(given < 0, _scores(session, ran).argmax(1), given)
