@@ -275,14 +275,15 @@ def test_it_opens_offline(whole: tuple[dict[str, Any], Reader, str]) -> None:
 
 
 def test_what_users_name_is_escaped(tmp_path: Path) -> None:
-    report = sample_report(("<b>x</b>", "plain", "$_{", "_hidden"))
+    report = sample_report(("<b>x</b>", "plain", "$_{$", "_hidden"))
     report["command"] = report["title"] = "</pre><script>alert(1)</script>"
     report["rules"]["plain"]["doc"] = 'a "quoted" & <i>doc</i>'
     report["skipped"] = [{"name": "<img src=x>", "reason": "<br>"}]
     reader, html = written(with_examples(report, tmp_path, 1), tmp_path)
     assert not {"b", "i", "script"} & (set(reader.tags) - {"b"}) and "<b>x</b>" not in html
     assert "<b>x</b>" in reader.text and 'a "quoted" & <i>doc</i>' in reader.text and "<img src=x>" in reader.text
-    assert "$_{" in reader.text and "_hidden" in reader.text
+    assert "$_{$" in reader.text and "_hidden" in reader.text
+    assert plots.label("_hidden") == " _hidden"  # matplotlib may leave out what begins with _
 
 
 @pytest.mark.usefixtures("text_only")
@@ -301,7 +302,9 @@ def test_the_best_is_marked(tmp_path: Path) -> None:
     assert "AOPC" in best["a"] - best["b"] and "PNG size" in best["b"] - best["a"]
     assert "time" in best["a"] - best["b"]  # 2.0 against 9.0
     assert "largest difference" not in best["a"] | best["b"]  # 0 for both
+    assert [cell["text"] for cell in made["random"][:5]] == ["3.46", "–", "–", "0.321", "–"]
     reader, _ = written(report, tmp_path)
+    assert "random order 3.46 [3.36, 3.56]" in reader.text
     assert (
         "4.11 ● [4.01, 4.21]" in reader.text
         and "5.00\xa0kB ● [4.50, 5.50]" in reader.text
@@ -485,6 +488,9 @@ def test_numbers_are_written_short() -> None:
     sizes = next(column for column in COLUMNS if column.form == "size")
     texts = {118: "118 B", 8664: "8.66 kB", 18_600_000: "18.6 MB", -2000: "−2.00 kB", 0: "0 B"}
     assert {value: sizes.text(value).replace("\xa0", " ") for value in texts} == texts
+    forms = {column.form: column for column in COLUMNS}
+    assert forms["share"].text(0.353) == "35.3\xa0%" and forms["times"].text(2.0) == "2.00×"
+    assert [forms["yes"].text(v) for v in (True, False)] == ["yes", "no"] and forms["yes"].text(None) == "–"
     assert sizes.ends({"mean": 1200.0, "low": 950.0, "high": 1300.0}) == "[0.950, 1.30]"
     assert [percent(v) for v in (0.01, 1.0, 0.125)] == ["1\xa0%", "100\xa0%", "12.5\xa0%"]
 
@@ -496,6 +502,19 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             with pytest.raises(RuntimeMissingError, match=r"the report needs matplotlib and Jinja2; run `pip install"):
                 page.write_page(sample_report(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def half(part: Path) -> None:
+        part.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OutputError, match=r"can't write '.*a\.txt': disk full"):
+        plots.write(path, half)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
