@@ -495,6 +495,15 @@ def test_numbers_are_written_short() -> None:
     assert [percent(v) for v in (0.01, 1.0, 0.125)] == ["1\xa0%", "100\xa0%", "12.5\xa0%"]
 
 
+def test_which_way_is_better() -> None:
+    high = {"AOPC", "ABPC", "AOC", "over random", "insertion", "Gini", "mass inside", "pointing game", "same output"}
+    high |= {"mass on artifact", "points at artifact"}
+    neither = {"area inside", "artifact's area", "artifact's effect"}
+    neither |= {"original file", "original's peak", "prediction alone (ms)"}
+    assert {c.heading for c in COLUMNS if c.better > 0} == high
+    assert {c.heading for c in COLUMNS if c.better == 0} == neither
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("jinja2", "matplotlib.figure"):
         with monkeypatch.context() as patch:
