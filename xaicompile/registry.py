@@ -234,18 +234,6 @@ def elementwise(
     register(OpInfo(op, domain, since, transpose, derivative=derivative, at_zero=at_zero, degree=degree))
 
 
-def masked(op: str, passes: Derivative, *, at_zero: float | None = None, degree: float | None = None) -> None:
-    """An op y = f(x) on each element whose derivative is 1 where `passes` holds and 0 elsewhere."""
-
-    def transpose(ctx: Context) -> Messages:
-        return ctx.only(0, ctx.b.keep(ctx.c, passes(ctx, ctx.x, ctx.y)))
-
-    def derivative(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
-        return ctx.b.CastLike(passes(ctx, x, y), y)
-
-    register(OpInfo(op, vjp=transpose, derivative=derivative, at_zero=at_zero, degree=degree))
-
-
 def zero(*ops: str, domain: str = "") -> None:
     """Ops that carry nothing backwards."""
     for op in ops:

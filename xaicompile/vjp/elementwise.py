@@ -10,7 +10,8 @@ import math
 
 from xaicompile.half import held
 from xaicompile.ir import Tensor
-from xaicompile.registry import Context, Messages, elementwise, masked, stop, vjp, zero
+from xaicompile.registry import Context, Messages, OpInfo, elementwise, register, stop, vjp, zero
+from xaicompile.vjp.blocked import above, below, is_step
 
 
 def over_nonzero(ctx: Context, a: float, y: Tensor) -> Tensor:
@@ -19,8 +20,8 @@ def over_nonzero(ctx: Context, a: float, y: Tensor) -> Tensor:
     return ctx.where(is_zero, 0.0, a / ctx.where(is_zero, 1.0, y))
 
 
-masked("Relu", lambda ctx, x, y: y > 0.0, at_zero=0.0, degree=1)
-masked("ThresholdedRelu", lambda ctx, x, y: x > ctx.attr("alpha"), at_zero=0.0, degree=1)  # x f'(x) = f(x)
+elementwise("Relu", lambda ctx, x, y: above(ctx.b, y), at_zero=0.0, degree=1)
+elementwise("ThresholdedRelu", lambda ctx, x, y: above(ctx.b, x, ctx.attr("alpha")), at_zero=0.0, degree=1)  # x f' = f
 elementwise("LeakyRelu", lambda ctx, x, y: ctx.where(x > 0.0, 1.0, ctx.attr("alpha")), at_zero=0.0, degree=1)
 elementwise("Elu", lambda ctx, x, y: ctx.where(x > 0.0, 1.0, y + ctx.attr("alpha")), at_zero=0.0)
 elementwise(
@@ -49,17 +50,14 @@ stop("Where", 0)
 
 
 def inside(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
-    """Where Clip passes its input on: strictly between the bounds, read off the output."""
-    low, high = (ctx.node.x[i] if ctx.node.has(i) else None for i in (1, 2))
-    above = None if low is None else y > low
-    below = None if high is None else y < high
-    if above is not None and below is not None:
-        return ctx.b.And(above, below)
-    only = above if above is not None else below
-    return only if only is not None else y > -math.inf
+    """1 where Clip passes its input on, strictly between the bounds, read off the output; else 0."""
+    low, high = (ctx.node.inp(i) if ctx.node.has(i) else None for i in (1, 2))
+    if low is None:
+        return below(ctx.b, y, math.inf if high is None else high)
+    return above(ctx.b, y, low) if high is None else above(ctx.b, y, low) * below(ctx.b, y, high)
 
 
-masked("Clip", inside)
+elementwise("Clip", inside)
 
 
 def softsign(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
@@ -71,6 +69,11 @@ def softsign(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
 def hard_sigmoid(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
     """alpha on the slope, 0 on the plateaus."""
     return ctx.where(ctx.b.And(y > 0.0, y < 1.0), ctx.attr("alpha"), 0.0)
+
+
+def through_hard_sigmoid(ctx: Context) -> Messages:
+    """c times the derivative; nothing through a step."""
+    return ctx.nothing() if is_step(ctx.attr("alpha")) else ctx.only(0, ctx.c * hard_sigmoid(ctx, ctx.x, ctx.y))
 
 
 def hard_swish(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
@@ -105,7 +108,7 @@ def gelu(ctx: Context, x: Tensor, y: Tensor) -> Tensor:
 
 
 elementwise("Softsign", softsign, at_zero=0.0)
-elementwise("HardSigmoid", hard_sigmoid, at_zero=0.5)
+register(OpInfo("HardSigmoid", vjp=through_hard_sigmoid, derivative=hard_sigmoid, at_zero=0.5))
 elementwise("HardSwish", hard_swish, at_zero=0.0)
 elementwise("Mish", mish, at_zero=0.0)
 elementwise("Swish", swish, at_zero=0.0)

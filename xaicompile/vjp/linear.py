@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from xaicompile.errors import UnsupportedError
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import Context, Linear, Message, Messages, vjp
+from xaicompile.vjp.blocked import in_blocks, is_blocked
 from xaicompile.vjp.kernels import into_kernel
 from xaicompile.vjp.shape import joined, rank_of
 
@@ -82,7 +83,8 @@ def kernel_size(ctx: Context, weight: Tensor) -> list[int]:
 def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int, x: Tensor) -> Tensor:
     """The transpose of x -> Conv(x, w) applied to c; the result has the shape of x.
 
-    With stride 1 it is a Conv with the flipped, transposed kernel, which runtimes run fastest; else a ConvTranspose.
+    With stride 1 it is a Conv with the flipped, transposed kernel, which runtimes run fastest; so it is for one kernel
+    a channel, with c spread apart by the strides. Else it is a ConvTranspose.
     """
     spatial = range(len(window.kernel))
     sizes = (x.shape or ())[2:]
@@ -99,12 +101,16 @@ def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int
                     sizes, window.begin, window.end, window.extent, window.strides, strict=True
                 )
             ]
-            return transposed(b, c, w, window, group, pads, rest)
+            if is_blocked(x) and w.static is not None and w.static[:2] == (group, 1) and min(turned) >= 0:
+                end = tuple(p - r for p, r in zip(window.end, rest, strict=True))
+                apart = replace(window, strides=(1,) * len(rest), end=end)
+                return conv_transposed(b, spread_apart(b, c, window, group), w, apart, group, x)
+            return in_blocks(b, transposed(b, c, w, window, group, pads, rest))
     n = len(window.kernel)
     full = transposed(b, c, w, window, group, [0] * 2 * n, [s - 1 for s in window.strides])
     begin = start_of_padding(b, c, window, x)
     size = b.shape_of(x, 2)
-    return b.op("Slice", full, begin, begin + size, [2 + i for i in spatial], shape=x.shape)
+    return in_blocks(b, b.op("Slice", full, begin, begin + size, [2 + i for i in spatial], shape=x.shape))
 
 
 def transposed(
@@ -120,6 +126,12 @@ def transposed(
         output_padding=output_padding if any(output_padding) else None,
         group=group,
     )
+
+
+def spread_apart(b: Builder, c: Tensor, window: Window, channels: int) -> Tensor:
+    """c [N, channels, spatial...] with zeros in between, as many as the strides skip."""
+    one = b.const(np.ones((channels, 1, *[1] * len(window.kernel)), c.dtype))
+    return b.ConvTranspose(c, one, strides=list(window.strides), group=channels)
 
 
 def start_of_padding(b: Builder, c: Tensor, window: Window, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from math import prod
 
 from xaicompile.ir import Builder, Tensor
 from xaicompile.registry import UNWEIGHTED, Context, Messages, stop, vjp
+from xaicompile.vjp.blocked import in_blocks
 from xaicompile.vjp.shape import flat_from, known_ints, positions
 
 REDUCTIONS = ("Sum", "Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp", "LogSum", "Prod")
@@ -60,7 +61,8 @@ def reduce_sum(ctx: Context) -> Messages:
 @vjp("ReduceMean", linear=UNWEIGHTED)
 def reduce_mean(ctx: Context) -> Messages:
     """c/n to each element."""
-    return ctx.only(0, ctx.b.expand_like(kept(ctx, ctx.c / count(ctx)), ctx.x))
+    spread = ctx.b.expand_like(kept(ctx, ctx.c / count(ctx)), ctx.x)
+    return ctx.only(0, in_blocks(ctx.b, spread) if reduced_axes(ctx) == [2, 3] else spread)
 
 
 @vjp("ReduceMax", degree=1)
@@ -159,7 +161,7 @@ def log_softmax(ctx: Context) -> Messages:
 @vjp("GlobalAveragePool", linear=UNWEIGHTED)
 def global_average(ctx: Context) -> Messages:
     """c/n to each element."""
-    return [ctx.b.expand_like(ctx.c / spatial_count(ctx), ctx.x)]
+    return [in_blocks(ctx.b, ctx.b.expand_like(ctx.c / spatial_count(ctx), ctx.x))]
 
 
 def spatial_count(ctx: Context) -> float | Tensor:
