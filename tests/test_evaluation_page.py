@@ -328,7 +328,7 @@ def test_one_rule(tmp_path: Path) -> None:
     reader, _ = written(sample_report(RULES[:1]), tmp_path)
     assert "lrp-gamma beats random order" in reader.text
     assert len(pictures(reader)) == 5
-    assert "●" not in reader.text and "Most faithful" not in reader.text
+    assert "●" not in reader.text and "Highest AOPC" not in reader.text
 
 
 @pytest.mark.parametrize("absent", [None, "key"])
@@ -479,6 +479,31 @@ def test_volumes_are_drawn_flat(tmp_path: Path) -> None:
     ]
     drawn = [[(tmp_path / p).read_bytes() for p in (f["picture"], f["maps"]["a"])] for f in found]
     assert drawn[0] == drawn[1]
+
+
+def test_what_the_summary_says() -> None:
+    report = sample_report(("a", "b", "c"))
+    for rule, aopc, abpc in zip(report["rules"].values(), (4.0, 6.0, 5.9), (3.0, 1.0, 2.0), strict=True):
+        rule["fidelity"] |= {"aopc": interval(aopc), "abpc": interval(abpc), "beats_random": True}
+        rule["understandability"]["png_bytes"] = interval(2000.0 * aopc)
+        rule["overhead"]["identical"] = True
+    report["leaders"] = [{"fraction": f, "rule": r, "loss": {}} for f, r in ((0.01, "a"), (0.02, "a"), (0.05, "b"))]
+    said = [line.replace("\xa0", " ") for line in page.summary(report)]
+    assert said == [
+        "Highest AOPC, most relevant first: b, 6.00 (95 % interval 5.90 to 6.10); random order 3.46."
+        " Its interval overlaps with that of c.",
+        "Widest gap between most and least relevant first (ABPC): a, 3.00.",
+        "The score has fallen most with a after 1 % to 2 %, with b after 5 % of the pixels.",
+        "Every rule beats random order.",
+        "The plainest maps are those of a (8.00 kB as PNG). A constant map would be smallest: read it beside fidelity.",
+        "Time of a run, relative to the prediction alone: from a (2.00×) to c (16.0×).",
+        "The prediction stays bit-identical with every rule.",
+    ]
+    report["rules"]["a"]["fidelity"]["beats_random"] = False
+    report["rules"]["c"]["overhead"]["identical"] = False
+    said = page.summary(report)
+    assert said[4].endswith("which does not beat random order: small is no merit by itself.")
+    assert said[6] == "The prediction is not bit-identical with c."
 
 
 def test_numbers_are_written_short() -> None:

@@ -152,7 +152,7 @@ def table(report: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any
 
 def summary(report: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences; none about what was not measured."""
-    parts = (_most_faithful, _ahead, against_random, _plainest, _fastest, _unchanged)
+    parts = (_steepest, _widest, _ahead, against_random, _plainest, _fastest, _unchanged)
     return [text for part in parts if (text := part(report))]
 
 
@@ -164,20 +164,30 @@ def _means(report: Mapping[str, Any], *path: str) -> dict[str, float]:
     return {name: float(found[name] or 0) for name in ordered}
 
 
-def _most_faithful(report: Mapping[str, Any]) -> str | None:
+def _steepest(report: Mapping[str, Any]) -> str | None:
     names = list(_means(report, "fidelity", "aopc"))
     if not names:
         return None
     parts = {name: part["aopc"] for name, part in sections(report, "fidelity").items() if part.get("aopc")}
     first = parts[names[0]]
-    text = f"{names[0]}: AOPC {written(first)}"
+    text = (
+        f"Highest AOPC, most relevant first: {names[0]}, {written(first)}" if names[1:] else f"AOPC: {written(first)}"
+    )
     if interval(first):
         text += f" (95 % interval {interval(first)})"
     random = (report.get("random") or {}).get("aopc")
-    text += f", random order {written(random)}." if random else "."
+    text += f"; random order {written(random)}." if random else "."
     near = [n for n in names[1:] if interval(first) and interval(parts[n]) and parts[n]["high"] >= first["low"]]
     near_text = f" Its interval overlaps with that of {', '.join(near)}." if near else ""
-    return f"{'Most faithful is ' if len(names) > 1 else ''}{text}{near_text}"
+    return text + near_text
+
+
+def _widest(report: Mapping[str, Any]) -> str | None:
+    found = _means(report, "fidelity", "abpc")
+    if len(found) < 2:
+        return None
+    name = next(iter(found))
+    return f"Widest gap between most and least relevant first (ABPC): {name}, {number(found[name])}."
 
 
 def _ahead(report: Mapping[str, Any]) -> str | None:
@@ -215,7 +225,7 @@ def _plainest(report: Mapping[str, Any]) -> str | None:
     column = next(c for c in COLUMNS if c.path == ("understandability", "png_bytes"))
     text = f"The plainest maps are those of {name} ({column.text(found[name])} as PNG)"
     if (sections(report, "fidelity").get(name) or {}).get("beats_random") is False:
-        return f"{text}, which does not beat random order: small, but not for a good reason."
+        return f"{text}, which does not beat random order: small is no merit by itself."
     return f"{text}. A constant map would be smallest: read it beside fidelity."
 
 

@@ -73,7 +73,7 @@ def curves(report: Mapping[str, Any], path: str | os.PathLike[str], *, order: st
             continue
         style = {"color": GREY, "linestyle": "dashed"} if line is random else style_of(list(lines).index(name))
         low, mean, high = (numbers(line.get(end))[shown] for end in ("low", "mean", "high"))
-        axis.fill_between(x[shown], low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.fill_between(x[shown], low, high, color=style["color"], alpha=0.13, linewidth=0)
         handles.append((axis.plot(x[shown], mean, linewidth=1.8, **style)[0], name))
     axis.set_xlim(0, x[shown][-1])
     axis.set_xlabel(f"% of {units(report)} flipped, {'most' if order == 'morf' else 'least'} relevant first")
@@ -100,7 +100,7 @@ def areas(report: Mapping[str, Any], path: str | os.PathLike[str]) -> bool:
     random = (report.get("random") or {}).get("aopc")
     if random:
         low, mean, high = (number(random.get(end)) for end in ("low", "mean", "high"))
-        axis.axvspan(low, high, color=GREY, alpha=0.18, linewidth=0)
+        axis.axvspan(low, high, color=GREY, alpha=0.13, linewidth=0)
         handles.append((axis.axvline(mean, color=GREY, linestyle="dashed", linewidth=1.5), "random order"))
     for key, shift, fill in (("aopc", -0.13, True), ("aopc_lerf", 0.13, False)):
         for place, pair in enumerate(found):
@@ -138,7 +138,7 @@ def sanity(report: Mapping[str, Any], path: str | os.PathLike[str]) -> bool:
             similar = [entry.get("similarity") or {} for entry in entries]
             low, mean, high = (np.array([number(s.get(end)) for s in similar]) for end in ("low", "mean", "high"))
             style = style_of(place)
-            axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+            axis.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
             handles.append((axis.plot(x, mean, marker="o", markersize=5, linewidth=1.8, **style)[0], name))
     axis.axhline(0, color="#333333", linewidth=0.8)
     every = -(-len(layers) // 16)
