@@ -70,7 +70,9 @@ def test_what_is_in_the_wheel(built: dict[str, Path]) -> None:
         names = wheel.namelist()
     inside = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert {name.split("/")[0] for name in inside} == {"xaicompile"}
-    assert {Path(name).stem for name in inside if name.endswith(".toml")} == set(NAMES)
+    shipped = {str(p.relative_to(ROOT)) for p in (ROOT / "rules").rglob("*.toml")}
+    assert {name.removeprefix("xaicompile/") for name in inside if name.endswith(".toml")} == shipped
+    assert "xaicompile/evaluation/report.html.j2" in inside and "rules/evaluation/tutorial.toml" in shipped
     assert "xaicompile/py.typed" in inside
     assert any(name.endswith("licenses/LICENSE") for name in names)
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "xaicompile").rglob("*.py")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from xaicompile.errors import ModelError, RuleError, RuntimeMissingError, XaiCom
 from xaicompile.evaluation import engine, maps, overhead, page, plots, sanity
 from xaicompile.evaluation.data import Sample
 from xaicompile.evaluation.plan import Compared, Plan, check_files, distinct, resolved
-from xaicompile.evaluation.score import Scorer, scores_of
+from xaicompile.evaluation.score import Scorer, alike, scores_of
 from xaicompile.evaluation.scorecard import Bootstrap, scorecard
 from xaicompile.evaluation.store import Store, arrow, as_json, write
 
@@ -123,11 +123,18 @@ def explained(plan: Plan, compared: Compared, **more: Any) -> Compiled:
         plan.model,
         compared.rule,
         parameters=dict(compared.parameters),
-        explain_output=plan.explain_output,
-        explain_input=plan.explain_input,
-        preprocess=plan.preprocess,
+        **options_of(plan),
         **more,
     )
+
+
+def options_of(plan: Plan) -> dict[str, Any]:
+    """Arguments of `compile_model` that hold for every rule."""
+    return {
+        "explain_output": plan.explain_output,
+        "explain_input": plan.explain_input,
+        "preprocess": plan.preprocess,
+    }
 
 
 def compiled_rules(plan: Plan) -> tuple[dict[str, Compiled], list[dict[str, Any]]]:
@@ -215,17 +222,41 @@ def readable(scorer: Scorer, count: int) -> list[Sample]:
 
 def measured(compiled: Compiled, plan: Plan, samples: Sequence[Sample]) -> dict[str, Any]:
     """Overhead and run time of one rule, on one sample."""
-    feed = dict(samples[0].feed)
-    with_device = {"device": plan.device, "threads": plan.threads}
+    feed, device, threads = dict(samples[0].feed), plan.device, plan.threads
     return {
-        "overhead": overhead.overhead(compiled, plan.model, feed, **with_device),
-        "runtime": overhead.runtime(compiled, plan.model, **with_device),
+        "overhead": overhead.overhead(compiled, plan.model, feed, device=device, threads=threads),
+        "runtime": overhead.runtime(compiled, plan.model, device=device, threads=threads),
     }
 
 
 def checked(scorer: Scorer, plan: Plan, compared: Compared, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """Randomised weights and class sensitivity of one rule."""
-    return None
+    """Randomised weights and class sensitivity of one rule, on samples that go through the model together."""
+    samples = alike(samples, False)[0]
+    feed = {name: np.concatenate([s.feed[name] for s in samples]) for name in samples[0].feed}
+    targets = scorer.targets(samples)
+    session, size = scorer.explained[compared.name], 1 if scorer.single else len(samples)
+    boot = Bootstrap(len(samples))
+    try:
+        layers = sanity.cascade(
+            plan.model,
+            compared.rule,
+            compared.parameters,
+            feed,
+            targets,
+            channels=scorer.axis,
+            batch=size,
+            device=plan.device,
+            threads=plan.threads,
+            options=options_of(plan),
+        )
+        other = sanity.class_sensitivity(session, feed, targets, channels=scorer.axis, batch=size)
+    except ModelError:  # too large to be randomised, or a randomised model that does not run
+        return None
+    return {
+        "layers": [{"layer": name, "similarity": boot.interval(np.asarray(found))} for name, found in layers],
+        "class_sensitivity": None if other is None else boot.interval(np.asarray(other)),
+        "samples": len(samples),
+    }
 
 
 def drawn(scorer: Scorer, folder: Path, samples: Sequence[Sample], rules: Sequence[str]) -> list[dict[str, Any]]:
