@@ -21,7 +21,7 @@ from xaicompile.evaluation.data import Sample
 from xaicompile.evaluation.plan import Compared, Plan, check_files, distinct, resolved
 from xaicompile.evaluation.score import Scorer, alike, scores_of
 from xaicompile.evaluation.scorecard import Bootstrap, scorecard
-from xaicompile.evaluation.store import Store, arrow, as_json, write
+from xaicompile.evaluation.store import Store, arrow
 
 Progress = Callable[[Iterator[int], int], Iterator[int]]
 CHECKED = 8  # samples on which sanity is checked
@@ -99,7 +99,7 @@ def evaluate(
             entry |= measured(made[compared.name], plan, samples) if costs else {}
             entry["sanity"] = checked(scorer, plan, compared, samples) if checks else None
     report["examples"] = drawn(scorer, store.folder, readable(scorer, examples), list(report["rules"]))
-    write(store.folder / "report.json", as_json(report))
+    page.write_json(report, store.folder / "report.json")
     page.write_page(report, store.folder)
     return report
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xaicompile.errors import OutputError, RuntimeMissingError
+from xaicompile.evaluation import plots
 from xaicompile.evaluation.plan import Plan
 from xaicompile.evaluation.score import Row
 
@@ -88,9 +89,10 @@ class Store:
                     path.unlink()
             for name in ("blocks", "models"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            write(self.plan_path, json.dumps({"fingerprint": plan.fingerprint(), **plan.to_dict()}, indent=2))
         except OSError as error:
             raise OutputError(f"can't write into {self.folder}: {error.strerror or error}") from error
+        text = json.dumps({"fingerprint": plan.fingerprint(), **plan.to_dict()}, indent=2)
+        plots.write(self.plan_path, lambda part: part.write_text(text, encoding="utf-8"))
 
     @property
     def plan_path(self) -> Path:
@@ -133,25 +135,3 @@ class Store:
         """All rows of all blocks, as one table in the order of the samples."""
         pa = arrow()
         return pa.concat_tables([pa.parquet.read_table(p) for p in sorted(self.folder.glob("blocks/*.parquet"))])
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def as_json(values: Mapping[str, Any]) -> str:
-    """JSON, in which what is no number is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, np.ndarray | np.generic):
-            return plain(value.tolist())
-        if isinstance(value, Iterable) and not isinstance(value, str):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    return json.dumps(plain(values), indent=1)
