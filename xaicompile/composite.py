@@ -35,7 +35,7 @@ WORDS = {
     "quadrature": ("midpoint", "gauss-legendre", "riemann-right", "riemann-left", "trapezoid"),
 }
 SIGNED = {"low", "high", "fill"}  # numbers that may be negative
-FREE = {"baseline", "root", "background"}  # a word, a number, numbers, or the path of a file
+FREE = {"baseline", "root", "background", "group"}  # a word, a number, numbers, or the path of a file
 
 
 @dataclass(frozen=True)

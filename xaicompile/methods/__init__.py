@@ -13,7 +13,7 @@ from xaicompile.explained import End, Given
 from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Program, Tensor
-from xaicompile.methods import given, noise, occlusion, path, randomly, reference, similarity
+from xaicompile.methods import given, noise, occlusion, path, randomly, reference, second, similarity
 from xaicompile.methods.job import Job
 from xaicompile.outputs import Outputs, relevance_outputs, stacked
 from xaicompile.passes import control
@@ -22,10 +22,22 @@ from xaicompile.samples import Samples
 from xaicompile.seeds import Question, Seeds, seeds_of
 from xaicompile.timefirst import behind_time, seeds_behind_time
 
-__all__ = ["by_method", "given", "noise", "occlusion", "path", "randomly", "reference", "similarity", "smoothed"]
+__all__ = [
+    "by_method",
+    "given",
+    "noise",
+    "occlusion",
+    "path",
+    "randomly",
+    "reference",
+    "second",
+    "similarity",
+    "smoothed",
+]
 
 
 WITHOUT_TARGET = ("bilrp",)
+SECOND_ORDER = ("hessian-x-input", "hessian-vector-product", "integrated-hessians")  # of outputs as they are
 WHEREVER = ("integrated-gradients", "taylor", "deeplift")  # find each sample's own wherever samples lie
 
 
@@ -41,6 +53,8 @@ def by_method(
     if alone and (asked.target, asked.reduce, asked.maps, asked.contrast, asked.normalise) != (None,) * 4 + (False,):
         raise RuleError(f"rule '{rules.name}' explains all of an embedding: it takes no target, maps or contrast")
     asked = Question(reduce="sum") if alone else asked
+    if rules.method in SECOND_ORDER and (asked.normalise or asked.contrast == "others"):
+        raise RuleError(f"rule '{rules.name}' explains outputs as they are: no --normalise, no --contrast others")
     for option, asked_for in (
         ("--ledger", wanted.books and not alone),
         ("--layers", wanted.layers),
