@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests.graphs import data, net, run
+from tests.graphs import data, net, run, weight
 from tests.nets import cnn, external
 from xaicompile.compiler import Compiled, compile_model
 from xaicompile.errors import ModelError
@@ -46,20 +46,25 @@ def test_the_same_prediction_and_the_growth_of_the_file(tmp_path: Path) -> None:
     assert found["difference"] == 0
     assert found["source_bytes"] == source.stat().st_size
     assert found["growth_bytes"] == made.stat().st_size - source.stat().st_size > 0
-    assert 20 * MEGABYTE < found["library_bytes"] <= found["source_peak_bytes"] < 400 * MEGABYTE
+    assert 20 * MEGABYTE < found["library_bytes"] < found["source_peak_bytes"] - MEGABYTE < 400 * MEGABYTE
     assert found["memory_ratio"] == found["peak_bytes"] / found["source_peak_bytes"]
 
 
 def test_another_prediction_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest difference over all outputs, relative to the output's largest value."""
     monkeypatch.setattr(module, "_peaks", lambda *_: {"libraries": 1, "peak": 2})
-    made = changed(compile_model(cnn(), "gradient"), "w3", 2.0)
-    found = overhead(made, cnn(), {"x": IMAGES}, threads=1)
+    two = net(
+        "(float[N,4] x) => (float[N,3] y, float[N,2] z)",
+        "y = MatMul(x, v) z = MatMul(x, w)",
+        v=weight(4, 3),
+        w=weight(4, 2),
+    )
+    x, made = {"x": data(2, 4)}, changed(compile_model(two, "gradient"), "w", 1.5)
+    found = overhead(made, two, x, threads=1)
     assert found["identical"] is False
-    before, after = (run(m, {"x": IMAGES})["logits"].astype(np.float64) for m in (cnn(), made.model))
-    want = abs(after - before).max() / abs(before).max()
-    assert want > 0.1
-    assert found["difference"] == pytest.approx(want, rel=1e-5)
+    before, after = (run(model, x)["z"].astype(np.float64) for model in (two, made.model))
+    assert found["difference"] == pytest.approx(abs(after - before).max() / abs(before).max(), rel=1e-6)
+    assert found["difference"] == pytest.approx(0.5, rel=1e-5)
 
 
 def test_memory_is_that_of_the_model() -> None:
@@ -100,6 +105,7 @@ def test_the_peak_is_the_process_s_own() -> None:
     held[::4096] = b"x" * len(held[::4096])
     print(subprocess.run([sys.executable, "-c", {child!r}], check=True, capture_output=True, text=True).stdout)
     from xaicompile.evaluation import peak
+    del held
     print(peak.peak_bytes())
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(parent)], check=True, capture_output=True, text=True)
