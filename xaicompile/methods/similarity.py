@@ -18,7 +18,8 @@ from xaicompile.explained import total_per_sample
 from xaicompile.grid import Grid
 from xaicompile.half import held
 from xaicompile.ir import Builder, Program, Tensor, View
-from xaicompile.ir.steps import StepBuilder, replayed
+from xaicompile.ir.steps import StepBuilder, adopted, replayed
+from xaicompile.methods import branches
 from xaicompile.methods.job import Job, Result, between, explained_in
 from xaicompile.registry import method
 
@@ -31,13 +32,13 @@ class Side:
 
     Attributes:
         views: The forward pass from what is given to the embedding.
-        start: The explained tensor.
+        starts: The tensors in which the explained input begins.
         end: The embedding, [N, ...].
-        tokens: Whether the start holds embedded tokens.
+        tokens: Whether the starts hold embedded tokens.
     """
 
     views: Sequence[View]
-    start: Tensor
+    starts: Sequence[Tensor]
     end: Tensor
     tokens: bool
 
@@ -46,45 +47,103 @@ class Side:
 def bilrp(job: Job) -> Result:
     """R_ii' = sum over units m of LRP(phi_m, x)_i LRP(phi_m, x')_i', with LRP started at phi_m itself.
 
-    Gives `similarity` [N] and `relevance` [N, regions of the first, regions of the second]; a second input of each
-    kind, `other`, is fed beside the first.
+    Gives `similarity` [N] and `relevance` [N, regions of the first, regions of the second], and with a ledger
+    `explained` (the similarity once more) and `ledger` [N].
+
+    An encoder gets a second input of each kind, `other`. A model that compares two inputs by itself, at its end, keeps
+    its inputs and its similarity.
 
     Raises:
         RuleError: Not one explained input with a batch, or a size that is not known.
     """
-    b, given = job.p.builder, job.inputs[0]
-    if len(job.starts) > 1 or not job.seed.batched:
-        raise RuleError("bilrp compares one explained input with a batch axis; name it with --explain-input")
-    views = between(job.p, [t for t in job.p.inputs if t.name in job.p.required], job.end.tensor)
-    first = Side(views, job.starts[0], job.end.tensor, given.tokens)
-    second = again(job, first, {t.name: job.feed(other_name(job.p, t), t) for t in job.p.inputs})
-    similarity, scale = compared(b, job, first.end, second.end)
+    b = job.p.builder
+    first, second, similarity, scale = compared_by_itself(job) if len(job.inputs) == 2 else encoded_twice(job)
     if job.chunk > 1:
         first, second = (repeated(job, side) for side in (first, second))
     relevance, missing = over_units(job, (first, second))
     job.outputs |= {"similarity": similarity, "relevance": relevance * b.Unsqueeze(scale, [1, 2])}
     if job.books:
-        job.outputs["ledger"] = missing * scale
+        job.outputs |= {"explained": similarity, "ledger": missing * scale}
     return {}
 
 
-def other_name(p: Program, t: Tensor) -> str:
-    """Name of the second input of a kind."""
-    return "other" if len(p.required) == 1 else f"other_{t.name}"
+def encoded_twice(job: Job) -> tuple[Side, Side, Tensor, Tensor]:
+    """An encoder's two sides, the similarity of their embeddings and of what dot product it is which multiple.
+
+    Raises:
+        RuleError: Several inputs are explained, or samples can't be told apart.
+    """
+    if len(job.inputs) != 1 or not job.seed.batched:
+        raise RuleError(
+            "bilrp compares one explained input that has a batch axis (--explain-input names it), or two inputs in a "
+            "model that ends in a dot product of them"
+        )
+    given, p = job.inputs[0], job.p
+    asked = [t for t in p.inputs if t.name in p.required]
+    first = Side(between(p, asked, job.end.tensor), given.starts, job.end.tensor, given.tokens)
+    fed = {t.name: another(job, t, "other" if len(asked) == 1 else f"other_{t.name}") for t in asked}
+    second = again(job, first, fed)
+    job.fed |= {("other", name): t for name, t in fed.items()}
+    job.notes.append(f"compares two inputs: the second is fed as {', '.join(repr(t.name) for t in fed.values())}")
+    return first, second, *compared(p.builder, job, first.end, second.end)
+
+
+def another(job: Job, t: Tensor, name: str) -> Tensor:
+    """A second input of the kind of one of the model's own; zero unless it is fed.
+
+    Raises:
+        RuleError: Its rank is not known.
+    """
+    if t.shape is None:
+        raise RuleError(f"bilrp feeds a second input beside '{t.name}', so the rank of that must be known")
+    p, name = job.p, job.p.builder.unique(name)
+    sizes = tuple(d if isinstance(d, int) else f"other_{d or f'{t.name}_{i}'}" for i, d in enumerate(t.shape))
+    job.extra[name] = np.zeros([d if isinstance(d, int) else 1 for d in sizes], t.dtype)
+    assert t.dtype is not None
+    p.tensors[name] = p.builder.outside(name, t.dtype, sizes)
+    return p.tensors[name]
+
+
+def compared_by_itself(job: Job) -> tuple[Side, Side, Tensor, Tensor]:
+    """The same of a model whose output is a multiple of the dot product of two branches.
+
+    Raises:
+        RuleError: It is not, or a branch reads no explained input.
+    """
+    p, b, end = job.p, job.p.builder, job.end.tensor
+    names = [given.tensor.name for given in job.inputs]
+    found = branches.find(p, end)
+    if found is not None and names[0] in found.reads[1]:
+        found = found.swapped()
+    if found is None or not job.seed.batched or any(n not in r for n, r in zip(names, found.reads, strict=True)):
+        raise RuleError(
+            f"bilrp: '{end.name}' is no dot product or cosine of what is made of '{names[0]}' and of '{names[1]}'; "
+            "name one input of an encoder with --explain-input"
+        )
+    if job.parameter("project") or job.parameter("similarity") != "dot":
+        raise RuleError(f"bilrp: '{end.name}' is a similarity as it is; 'project' and 'similarity' are for encoders")
+    sides = []
+    for given, embedding, read in zip(job.inputs, found.embeddings, found.reads, strict=True):
+        views = between(p, [t for t in p.inputs if t.name in read], embedding)
+        sides.append(Side(views, given.starts, embedding, given.tokens))
+    job.fed["other", names[0]] = job.inputs[1].tensor
+    similarity = b.Reshape(end, [-1])
+    return sides[0], sides[1], similarity, found.scale(b, similarity)
 
 
 def again(job: Job, side: Side, known: dict[str, Tensor]) -> Side:
     """The same forward pass on other inputs."""
+    known = dict(known)
     with job.p.builder.scope("other"):
         views = replayed(job.p.builder, side.views, known)
-    return Side(views, known.get(side.start.name, side.start), known[side.end.name], side.tokens)
+    return Side(views, [known.get(t.name, t) for t in side.starts], known[side.end.name], side.tokens)
 
 
 def repeated(job: Job, side: Side) -> Side:
     """The forward pass on as many copies of the batch as units are done at once, one behind the other."""
     b, made = job.p.builder, {y.name for v in side.views for y in v.y if y is not None}
-    read = {t.name: t for v in side.views for t in v.x if t is not None and t.name not in made and not t.constant}
-    if any(t.shape is None or isinstance(t.shape[0], int) for t in (*read.values(), side.start)):
+    read = {t.name: t for v in side.views for t in (*v.x, *v.captures) if t and t.name not in made and not t.constant}
+    if any(t.shape is None or isinstance(t.shape[0], int) for t in (*read.values(), *side.starts)):
         raise RuleError(f"--chunk {job.chunk}: the model's batch is fixed, so the units are done one by one")
     known = {
         name: b.op("Tile", t, [job.chunk] + [1] * ((t.rank or 1) - 1), shape=(None, *(t.shape or ())[1:]))
@@ -105,7 +164,7 @@ def compared(b: Builder, job: Job, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
     dot = b.sum_axes(x * y, [1])
     if job.parameter("similarity") == "dot":
         return dot, b.expand_like(b.const(np.ones((), x.dtype)), dot)
-    norms = b.Sqrt(b.sum_axes(x * x, [1]) * b.sum_axes(y * y, [1]))
+    norms = b.Sqrt(b.sum_axes(x * x, [1])) * b.Sqrt(b.sum_axes(y * y, [1]))
     nothing = b.Equal(norms, 0.0)
     scale = b.where(nothing, 0.0, 1.0 / b.where(nothing, 1.0, norms, like=norms), like=norms)
     return dot * scale, scale
@@ -135,7 +194,7 @@ def units_of(flat: Tensor) -> int:
 def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     """The sum over the units, [N, P, P'], and what it lacks of the dot product, [N]."""
     outer, k = job.p.builder, job.chunk
-    flat = outer.Flatten(job.end.tensor, axis=1)
+    flat = outer.Flatten(sides[0].end, axis=1)
     weights = projected(job, flat)
     units = units_of(flat) if weights is None else weights.shape[1]
     if units % k:
@@ -143,11 +202,7 @@ def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     numbers = np.arange(units, dtype=np.int64) if weights is None else weights.T
     scanned = outer.const(numbers.reshape(units // k, k, *numbers.shape[1:]))
     b = StepBuilder(outer)
-    patch = 1 if sides[0].tokens or (sides[0].start.rank or 0) < 3 else job.count("pool")
-    sizes = [Grid(outer, s.start, s.start, patch, s.tokens).count for s in sides]
-    if sizes[0] * sizes[1] > MOST:
-        raise RuleError(f"bilrp: {sizes[0]} x {sizes[1]} pairs of regions are too many; pool more of them (--pool 32)")
-    sums = [zeros(outer, flat, sizes), zeros(outer, flat, [])]
+    sums = nothing(job, sides)
     with b.scope("unit"):
         before = [b.input("sum", t.dtype, t.shape) for t in sums]
         chosen = b.input("unit", scanned.dtype, (scanned.shape or ())[1:])
@@ -156,8 +211,11 @@ def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
             rows = b.CastLike(b.Equal(b.Unsqueeze(chosen, [1]), np.arange(units)[None]), b.adopt(flat))
         maps, totals = [], []
         for side in sides:
-            r, total = of_side(job, b, side, rows, patch)
-            maps.append(b.Reshape(r, [k, -1, (r.shape or (0, 0))[1]]))
+            r, total = of_side(job, b, side, rows)
+            count = (r.shape or (None, None))[1]
+            maps.append(
+                b.Reshape(r, [k, -1, count] if isinstance(count, int) else b.Concat([k, -1], b.dim(r, 1), axis=0))
+            )
             totals.append(b.Reshape(total, [k, -1]))
         first, second = b.Transpose(maps[0], perm=[1, 2, 0]), b.Transpose(maps[1], perm=[1, 0, 2])
         products = b.MatMul(first, second)
@@ -170,14 +228,57 @@ def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     return relevance, missing
 
 
-def zeros(b: Builder, flat: Tensor, sizes: Sequence[int]) -> Tensor:
-    """[N, sizes...], for as many samples as there are."""
-    shape = ((flat.shape or (None,))[0], *sizes)
-    sized = b.Concat(b.dim(flat, 0), list(sizes), axis=0) if sizes else b.dim(flat, 0)
-    return b.op("Expand", b.const(np.zeros((), flat.dtype)), sized, shape=shape)
+def nothing(job: Job, sides: Sequence[Side]) -> list[Tensor]:
+    """Where the sums start: zeros [N, P, P'] and [N].
+
+    Raises:
+        RuleError: There are too many pairs of regions.
+    """
+    b, first = job.p.builder, sides[0].end
+    maps = [regions(b, job, side, side.starts) for side in sides]
+    counts = [(t.shape or (None, None))[1] for t in maps]
+    if all(isinstance(c, int) for c in counts) and np.prod(counts) > MOST:  # type: ignore[arg-type]
+        raise RuleError(
+            f"bilrp: {counts[0]} x {counts[1]} pairs of regions are too many; pool more of them (--pool 32)"
+        )
+    samples = b.dim(first, 0) if job.chunk == 1 else b.Div(b.dim(first, 0), [job.chunk])
+    zero, batch = b.const(np.zeros((), first.dtype)), (first.shape or (None,))[0] if job.chunk == 1 else None
+    pairs = b.op("Expand", zero, b.Concat(samples, *(b.dim(t, 1) for t in maps), axis=0), shape=(batch, *counts))
+    return [pairs, b.op("Expand", zero, samples, shape=(batch,))]
 
 
-def of_side(job: Job, b: StepBuilder, side: Side, weights: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+def regions(b: Builder, job: Job, side: Side, found: Sequence[Tensor]) -> Tensor:
+    """Numbers of the starts' shapes summed over each region, [N, P]: over a token's features, an image's squares.
+
+    Raises:
+        RuleError: The rank of the input is not known.
+    """
+    start = side.starts[0]
+    if start.rank is None:
+        raise RuleError(f"bilrp tells the regions of {start!r} apart, so its rank must be known")
+    if side.tokens:
+        each = None if start.rank != 3 else (None, (start.shape or ())[1])
+        rows = b.Concat(b.dim(adopted(b, side.end), 0), [-1], axis=0)
+        return b.add_all([b.op("Reshape", b.sum_axes(t, [-1]), rows, shape=each) for t in found])
+    pool = job.count("pool")
+    grid = Grid(b, start, found[0], pool, tokens=False)
+    t = found[0] if grid.channels is None else b.sum_axes(found[0], [grid.channels])
+    rank = start.rank - int(grid.channels is not None)
+    for _ in range(rank - 1 if grid.channels is not None and pool > 1 else 0):  # each axis is the last in turn
+        t = b.sum_axes(b.Reshape(filled(b, t, pool), [0] * (rank - 1) + [-1, pool]), [rank])
+        t = b.Transpose(t, perm=[0, rank - 1, *range(1, rank - 1)])
+    return b.Flatten(t, axis=1)
+
+
+def filled(b: Builder, t: Tensor, multiple: int) -> Tensor:
+    """A tensor with zeros behind along its last axis, up to a multiple of a size."""
+    size, before = (t.shape or (None,))[-1], [0] * (2 * (t.rank or 1) - 1)
+    if isinstance(size, int):
+        return b.Pad(t, [*before, -size % multiple]) if size % multiple else t
+    return b.Pad(t, b.Concat(before, b.Mod(b.Neg(b.dim(t, -1)), [multiple]), axis=0))
+
+
+def of_side(job: Job, b: StepBuilder, side: Side, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Relevance of the regions, [K N, P], and what relevance and ledger sum to, [K N].
 
     Args:
@@ -186,15 +287,15 @@ def of_side(job: Job, b: StepBuilder, side: Side, weights: Tensor, patch: int) -
     sub = Program(job.p.source, job.p.opset, ())
     sub.builder, sub.domains = b, job.p.domains
     sub.views = [v.varied(x=[t and b.adopt(t) for t in v.x], y=[t and b.adopt(t) for t in v.y]) for v in side.views]
-    start, end = b.adopt(side.start), b.adopt(side.end)
-    sub.tensors = {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None} | {start.name: start}
+    starts, end = [b.adopt(t) for t in side.starts], b.adopt(side.end)
+    sub.tensors = {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None} | {t.name: t for t in starts}
     sub.outputs = [end]
     flat = b.Flatten(end, axis=1)
     ones = b.Reshape(b.expand_like(b.const(np.ones((), end.dtype)), flat), [job.chunk, -1, units_of(flat)])
     cotangent = b.reshape_like(ones * b.Unsqueeze(weights, [1]), end)
     kept: Ledger | None = {} if job.books else None
-    (r,) = explained_in(job, sub, [start], end, "relevance", cotangent, kept)
-    units = held(b, Grid(b, start, r, patch, side.tokens).units())
+    found = explained_in(job, sub, starts, end, "relevance", cotangent, kept)
+    units = held(b, regions(b, job, side, found))
     total = b.sum_axes(units, [1])
     each = replace(job.seed, value=total, batch=None)
     for absorbed in (a for amounts in (kept or {}).values() for a in amounts):
