@@ -46,6 +46,7 @@ CASES = {
     "stride 3, not all is read": {"k": (2, 2), "strides": [3, 3], "pads": [0, 0, 0, 0]},
     "one axis": {"k": (3, 1), "strides": [2, 1], "pads": [1, 0, 1, 0]},
     "dilated": {"k": (3, 3), "strides": [2, 2], "pads": [2, 2, 2, 2], "dilations": [2, 2]},
+    "single pixels": {"k": (1, 1), "strides": [3, 2], "pads": [0, 0, 0, 0]},
     "pads wider than the kernel": {"k": (1, 1), "strides": [2, 2], "pads": [1, 1, 1, 1]},
 }
 
@@ -75,10 +76,10 @@ def test_a_strided_depthwise_kernel_stands_in_the_file_once() -> None:
     assert emitted.ByteSize() - model.ByteSize() < 10_000 < w.nbytes
 
 
-def gradient(text: str, x: Array) -> Array:
+def gradient(text: str, x: Array, steps: bool = True) -> Array:
     model = parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> g (float[n] x) => (float[n] s) {text}')
     emitted = xaicompile.compile(model, "gradient", explain_output="s", explain_reduce="sum")
-    assert not {"Greater", "Less", "Where"} & {n.op_type for n in emitted.graph.node}
+    assert steps == ({"Greater", "Less"}.isdisjoint(n.op_type for n in emitted.graph.node))
     return Session(emitted).run({"x": x})["relevance"]
 
 
@@ -103,6 +104,13 @@ def test_a_clip_passes_what_is_strictly_between(low: float, high: float) -> None
     assert np.array_equal(gradient(text, x), inside.astype(np.float32))
 
 
+def test_bounds_next_to_zero_are_compared() -> None:
+    """No slope in float32 tells 1e-36 from its neighbour."""
+    x = near(1e-36)
+    got = gradient("<float low = {1e-36}> { s = Clip(x, low) }", x, steps=False)
+    assert np.array_equal(got, (x > np.float32(1e-36)).astype(np.float32))
+
+
 @pytest.mark.parametrize("bound", [1.0, 0.25, 100.0])
 def test_a_thresholded_relu_passes_what_is_above(bound: float) -> None:
     x = near(bound)
@@ -111,10 +119,11 @@ def test_a_thresholded_relu_passes_what_is_above(bound: float) -> None:
 
 
 def test_nothing_flows_back_through_a_step() -> None:
-    """The gradient of a gradient: 2 d sum relu(x)^2 / dx = 4 relu(x), and of that 4 where x > 0."""
+    """The gradient of a gradient: that of relu(x)^2 is 2 relu(x), and that of it is 2 where x > 0."""
     text = '<ir_version: 9, opset_import: ["" : 18]> g (float[n] x) => (float[n] s) { r = Relu(x) s = Mul(r, r) }'
     once = xaicompile.compile(parser.parse_model(text), "gradient", explain_output="s", explain_reduce="sum")
     twice = xaicompile.compile(once, "gradient", explain_output="relevance", explain_reduce="sum")
+    assert not {"And", "Where"} & {n.op_type for n in twice.graph.node}
     x = np.asarray([-1, -TINY, 0, TINY, 1e-30, 3], np.float32)
     got = Session(twice).run({"x": x})
     assert np.array_equal(got[next(name for name in got if name not in ("s", "relevance"))], 2.0 * (x > 0))

@@ -83,8 +83,7 @@ def kernel_size(ctx: Context, weight: Tensor) -> list[int]:
 def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int, x: Tensor) -> Tensor:
     """The transpose of x -> Conv(x, w) applied to c; the result has the shape of x.
 
-    With stride 1 it is a Conv with the flipped, transposed kernel, which runtimes run fastest; so it is for one kernel
-    a channel, with c spread apart by the strides. Else it is a ConvTranspose.
+    With stride 1 it is a Conv with the flipped, transposed kernel, which runtimes run fastest; else a ConvTranspose.
     """
     spatial = range(len(window.kernel))
     sizes = (x.shape or ())[2:]
@@ -101,16 +100,32 @@ def conv_transposed(b: Builder, c: Tensor, w: Tensor, window: Window, group: int
                     sizes, window.begin, window.end, window.extent, window.strides, strict=True
                 )
             ]
-            if is_blocked(x) and w.static is not None and w.static[:2] == (group, 1) and min(turned) >= 0:
-                end = tuple(p - r for p, r in zip(window.end, rest, strict=True))
-                apart = replace(window, strides=(1,) * len(rest), end=end)
-                return conv_transposed(b, spread_apart(b, c, window, group), w, apart, group, x)
-            return in_blocks(b, transposed(b, c, w, window, group, pads, rest))
+            return strided(b, c, w, window, group, x, rest)
     n = len(window.kernel)
     full = transposed(b, c, w, window, group, [0] * 2 * n, [s - 1 for s in window.strides])
     begin = start_of_padding(b, c, window, x)
     size = b.shape_of(x, 2)
     return in_blocks(b, b.op("Slice", full, begin, begin + size, [2 + i for i in spatial], shape=x.shape))
+
+
+def strided(b: Builder, c: Tensor, w: Tensor, window: Window, group: int, x: Tensor, rest: list[int]) -> Tensor:
+    """The transpose where the padding and the sizes are known; the last `rest` positions of x are read by no window.
+
+    For images, convolutions are faster in two cases: c is spread apart by the strides and convolved with stride 1 where
+    each channel has a kernel of its own, and what comes out is spread apart where kernels are single pixels.
+    """
+    assert window.begin is not None and window.end is not None
+    pads = [*window.begin, *window.end]
+    static = w.static if is_blocked(x) else None
+    fits = all(p < e for p, e in zip(pads, (*window.extent, *window.extent), strict=True))
+    if static and static[:2] == (group, 1) and fits:
+        end = tuple(p - r for p, r in zip(window.end, rest, strict=True))
+        dense = replace(window, strides=(1,) * len(rest), end=end)
+        return conv_transposed(b, spread_apart(b, c, group, window, [0] * len(rest)), w, dense, group, x)
+    if static and group == 1 and set(window.kernel) == {1} and not any(pads):
+        made = b.Conv(c, turned_kernel(b, w, group))
+        return in_blocks(b, spread_apart(b, made, static[1], window, rest))
+    return in_blocks(b, transposed(b, c, w, window, group, pads, rest))
 
 
 def transposed(
@@ -128,10 +143,11 @@ def transposed(
     )
 
 
-def spread_apart(b: Builder, c: Tensor, window: Window, channels: int) -> Tensor:
-    """c [N, channels, spatial...] with zeros in between, as many as the strides skip."""
-    one = b.const(np.ones((channels, 1, *[1] * len(window.kernel)), c.dtype))
-    return b.ConvTranspose(c, one, strides=list(window.strides), group=channels)
+def spread_apart(b: Builder, c: Tensor, channels: int, window: Window, behind: list[int]) -> Tensor:
+    """c [N, channels, spatial...] with zeros in between, as many as the strides skip, and `behind` the last value."""
+    n = len(window.kernel)
+    one = b.const(np.ones((channels, 1, *[1] * n), c.dtype))
+    return transposed(b, c, one, replace(window, dilations=(1,) * n), channels, [0] * 2 * n, behind)
 
 
 def start_of_padding(b: Builder, c: Tensor, window: Window, x: Tensor) -> Tensor:
