@@ -340,6 +340,13 @@ def test_maps_that_no_class_decides() -> None:
     assert sensitivity(MLP, [0, 1, 2], rule="random") == [1.0] * 3
 
 
+def test_a_map_that_only_changes_its_sign() -> None:
+    """-1, which is no less alike than 1."""
+    w = weight(12, 1)
+    two = net("(float[N,12] x) => (float[N,2] y)", "y = MatMul(x, w)", w=np.concatenate([w, -w], 1))
+    assert sensitivity(two, [0, 1, 0]) == [-1.0] * 3
+
+
 def test_without_classes() -> None:
     """Of one output, or of a sum of them, there is no other class."""
     one = net("(float[N,12] x) => (float[N,1] y)", "y = MatMul(x, w)", w=weight(12, 1))

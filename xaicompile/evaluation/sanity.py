@@ -2,7 +2,9 @@
 
 A map that stays the same under random weights shows edges of the picture, not reasons of the model (Adebayo et al.
 2018); one that is the same for every class shows no reason for any of them (Sixt et al. 2020). Both are told by
-Spearman's rank correlation of signed, channel-summed maps: near 1 the check fails.
+Spearman's rank correlation of signed, channel-summed maps. Near 1 the check fails, and near -1 too: the map is the same
+but for its sign, as where a randomised last layer turns the class's weights around. What is averaged over samples
+should be the magnitude, or such maps cancel out.
 """
 
 from __future__ import annotations
@@ -175,8 +177,8 @@ def cascade(
         options: Further arguments of `compile_model`.
 
     Returns:
-        For each depth the last layer that was randomised, and the rank correlation of each sample; nan where a map is
-        constant or not finite. Nothing for a model without layers. Of several explained inputs the first counts.
+        For each depth the last layer that was randomised, and the rank correlation of each sample, in [-1, 1]; nan
+        where a map is constant or not finite. Nothing for a model without layers. Of several explained inputs the first counts.
 
     Raises:
         ModelError: The model is of more than 2 GB, or does not run.
@@ -215,7 +217,9 @@ def class_sensitivity(
     channels: int | None = None,
     batch: int = 1,
 ) -> list[float] | None:
-    """How alike the maps of two classes are: each sample's rank correlation; near 1 a map says nothing of its class.
+    """How alike the maps of two classes are: each sample's rank correlation.
+
+    Near 1, and near -1 where there are more than two classes, a map says little of its class.
 
     Args:
         session: The compiled model.
@@ -226,7 +230,7 @@ def class_sensitivity(
         batch: How many samples are run at once.
 
     Returns:
-        [N]; nan where a map is constant or not finite. None for a model without a target input, or of one output.
+        [N] in [-1, 1]; nan where a map is constant or not finite. None for a model without a target input, or of one output.
 
     Raises:
         ModelError: The model does not run.
