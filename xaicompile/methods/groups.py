@@ -56,7 +56,8 @@ class Squares:
 
     def sums(self, b: Builder, t: Tensor) -> Tensor:
         """The sum over each square."""
-        return self.grid(b, t).units()
+        features = [self.grid(b, t).channels or 2] if self.tokens else []
+        return self.grid(b, b.sum_axes(t, features)).units()
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
+import onnx
 
 from xaicompile.backward import backward
 from xaicompile.errors import RuleError
@@ -54,11 +56,10 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
         at: The point, of the explained input's shape, that many times behind each other.
 
     Raises:
-        RuleError: A loop or branch is on the way, or the sharpness of the softplus is not positive.
+        RuleError: A loop or branch is on the way, or the sharpness of the softplus is 0.
     """
     start, end = job.starts[0], job.end.tensor
     views, beta = between(job.p, [start], end), sharpness(job)
-    refuse_control(job, views)
     at = Tensor(at.var, at.builder, at.dtype, start.shape if copies == 1 else at.shape)  # data, even if it is constant
     if beta is not None or at.name != start.name or at.builder is not b:
         known = {start.name: at}
@@ -73,9 +74,12 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
     flat = is_flat(control.on_the_way(p, facts, [end]), facts)
     if flat and FLAT not in job.notes:
         job.notes.append(FLAT)
+    before = len(b.nodes)
     with b.recorded() as record:
         flows = backward(p, facts, {end.name: cotangent}, [at.name], job.ruled.pick)
         gradient = flows[at.name].cotangent(b, at)
+    if any(isinstance(value, onnx.GraphProto) for node in b.nodes[before:] for value in node.attrs.values()):
+        refuse_loops(job, views)
     return Place(at, once([*views, *record]), gradient, flat)
 
 
@@ -170,12 +174,12 @@ def sharpness(job: Job) -> float | None:
     return None if beta is None else float(beta)
 
 
-def refuse_control(job: Job, views: Sequence[View]) -> None:
-    """Refuses loops and branches, whose backward passes are not recorded.
+def refuse_loops(job: Job, views: Sequence[View]) -> NoReturn:
+    """Refuses loops and branches, whose backward passes are not recorded, and ops whose backward pass is a loop.
 
     Raises:
-        RuleError: Names them.
+        RuleError: Names the model's own, if it has any.
     """
     found = [view.nodes[0] if view.nodes else view.name for view in views if control.is_control(view)]
-    if found:
-        raise RuleError(f"rule '{job.rules.name}' can't pass loops and branches: {', '.join(dict.fromkeys(found))}")
+    where = ", ".join(dict.fromkeys(found)) or "in the gradient of this model"
+    raise RuleError(f"rule '{job.rules.name}' can't pass loops and branches: {where}")

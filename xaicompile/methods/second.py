@@ -106,7 +106,7 @@ def only_start(job: Job) -> Tensor:
     """The one tensor whose values are paired.
 
     Raises:
-        RuleError: There are several, it has no batch, or something else than an output is explained.
+        RuleError: There are several, or it has no batch.
     """
     name, starts = job.rules.name, job.starts
     if len(starts) > 1:
@@ -114,8 +114,6 @@ def only_start(job: Job) -> Tensor:
         raise RuleError(f"rule '{name}' pairs the values of one input, not of {names}; name one with --explain-input")
     if not job.seed.batched or (starts[0].rank or 0) < 2:
         raise RuleError(f"rule '{name}' needs a batch along axis 0 of '{job.end.tensor.name}' and of {starts[0]!r}")
-    if job.end.score:
-        raise RuleError(f"rule '{name}' explains an output of the model, and not what --neuralize makes of it")
     return starts[0]
 
 
