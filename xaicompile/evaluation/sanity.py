@@ -178,7 +178,8 @@ def cascade(
 
     Returns:
         For each depth the last layer that was randomised, and the rank correlation of each sample, in [-1, 1]; nan
-        where a map is constant or not finite. Nothing for a model without layers. Of several explained inputs the first counts.
+        where a map is constant or not finite. Nothing for a model without layers. Of several explained inputs the first
+        counts.
 
     Raises:
         ModelError: The model is of more than 2 GB, or does not run.
@@ -230,7 +231,8 @@ def class_sensitivity(
         batch: How many samples are run at once.
 
     Returns:
-        [N] in [-1, 1]; nan where a map is constant or not finite. None for a model without a target input, or of one output.
+        [N] in [-1, 1]; nan where a map is constant or not finite. None for a model without a target input, or of one
+        output.
 
     Raises:
         ModelError: The model does not run.
