@@ -26,7 +26,9 @@ def compile(
     maps: int | None = None,
     contrast: Contrast | None = None,
     neuralize: str | Sequence[str] = (),
-    pool: str | None = None,
+    pool: str | int | None = None,
+    inner: str | os.PathLike[str] | None = None,
+    project: int | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -61,7 +63,15 @@ def compile(
             "kernel-kmeans" (the evidence for a cluster), "distances" (nothing is rewritten, but distances are read as
             such), or "auto" for all but the last. The explained scalar becomes an output `log_ratio`, `outlierness` or
             `cluster_evidence` [N]; beside `outlierness` stand `outlierness_bias` and `outlierness_threshold` [1].
-        pool: Pooling rule of a neuralized model: "v-out", "v-act" or "winner". None: that of its kind.
+        pool: Pooling rule of a neuralized model: "v-out", "v-act" or "winner". None: that of its kind. For the rule
+            "bilrp": side of the squares of pixels that are its regions, 16 by default.
+        inner: For the rule "bilrp" (Eberle et al. 2022): the rule set that explains each unit of the embedding,
+            "lrp-gamma" by default. An encoder gets a second input `other` (`other_<name>` for several), shaped like
+            its own; a model that ends in a dot product or cosine of two inputs keeps its inputs. Outputs are
+            `similarity` [N] and `relevance` [N, P, P'] of pairs of regions, tokens or features of the two inputs; with
+            `ledger`, also `explained` (the similarity) and `ledger` [N].
+        project: For the rule "bilrp": explains that many random projections of the embedding in place of its units,
+            which changes the similarity to <P phi, P phi'>, P of normal numbers over sqrt(project).
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
@@ -105,6 +115,8 @@ def compile(
         contrast=contrast,
         neuralize=neuralize,
         pool=pool,
+        inner=inner,
+        project=project,
         normalise=normalise,
         smooth=smooth,
         sigma=sigma,

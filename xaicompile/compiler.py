@@ -24,7 +24,7 @@ from xaicompile.explained import End, Given, choose_inputs, choose_output
 from xaicompile.facts import find_constants
 from xaicompile.images import bounds
 from xaicompile.ir.model import ModelLike
-from xaicompile.methods import by_method, smoothed
+from xaicompile.methods import WITHOUT_TARGET, by_method, similarity, smoothed
 from xaicompile.outputs import Outputs, input_names, named
 from xaicompile.passes import control, expand
 from xaicompile.plugins import load as load_plugins
@@ -96,7 +96,9 @@ def compile_model(
     maps: int | None = None,
     contrast: Contrast | None = None,
     neuralize: str | Sequence[str] = (),
-    pool: str | None = None,
+    pool: str | int | None = None,
+    inner: str | os.PathLike[str] | None = None,
+    project: int | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -116,9 +118,12 @@ def compile_model(
     """
     loaded = load_plugins(plugins)
     how, parameters = evaluation_of(evaluate, parameters or {})
-    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if smooth else parameters, pool)
+    late = smooth or inner  # the rule set takes other parameters then
+    by = pool if isinstance(pool, str) else None
+    rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if late else parameters, by)
     smoothed(rules, smooth, sigma)
-    rules.set((parameters or {}) if smooth else {})
+    similarity.adjust(rules, pool, inner, project)
+    rules.set(parameters if late else {})
     known = bounds(preprocess)
     rules.set({key: value for key, value in known.items() if rules.accepted.get(key, value) is None})
     check_output(rules, ledger or audit, normalise, [*layers, *concepts], top_concepts)
@@ -209,7 +214,7 @@ def evaluated(
     Raises:
         RuleError: Several maps or inputs, or a rule set that gives no relevance.
     """
-    if made.seeds.stacked or len(inputs) > 1 or rules.output != "relevance":
+    if made.seeds.stacked or len(inputs) > 1 or rules.output != "relevance" or rules.method in WITHOUT_TARGET:
         raise RuleError("--evaluate pixel-flipping needs a rule set that gives relevance, one map and one input")
     if end.score:
         raise RuleError("--evaluate pixel-flipping follows an output of the model, and not what --neuralize explains")

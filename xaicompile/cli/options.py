@@ -28,6 +28,17 @@ def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+class Pool(click.ParamType):  # type: ignore[type-arg]
+    """A pooling rule, or a whole number."""
+
+    name = "pool"
+    rules = click.Choice(["v-out", "v-act", "winner"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number that a text says, or the rule that it names."""
+        return int(value) if str(value).isdecimal() else self.rules.convert(value, param, ctx)
+
+
 preprocess_options = stack(
     click.option("--mean", metavar="M[,M...]", help="Subtracted from the pixels: one number, or one a channel."),
     click.option("--std", metavar="S[,S...]", help="Divides the pixels after that."),
@@ -70,8 +81,13 @@ rule_options = stack(
     ),
     click.option(
         "--pool",
-        type=click.Choice(["v-out", "v-act", "winner"]),
-        help="Pooling rule of a neuralized model (default: by its kind).",
+        type=Pool(),
+        metavar="[v-out|v-act|winner|P]",
+        help="Pooling rule of a neuralized model (default: by its kind); of bilrp: side of its regions in pixels (16).",
+    ),
+    click.option("--inner", metavar="RULE", help="Of bilrp: the rule set that explains each unit (lrp-gamma)."),
+    click.option(
+        "--project", type=click.IntRange(1), metavar="M", help="Of bilrp: M random projections in place of the units."
     ),
     click.option("--normalise", "--normalize", is_flag=True, help="Divide by the explained value."),
     click.option("--smooth", type=click.IntRange(1), metavar="N", help="Average the rule over N noisy inputs."),
@@ -161,6 +177,8 @@ def compiled_by(model: str, options: Mapping[str, Any], audit: bool = False) -> 
         contrast=options["contrast"],
         neuralize=options["neuralize"],
         pool=options["pool"],
+        inner=options["inner"],
+        project=options["project"],
         normalise=options["normalise"],
         smooth=options["smooth"],
         sigma=options["sigma"],

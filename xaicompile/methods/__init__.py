@@ -78,7 +78,8 @@ def by_method(
         chosen, extra = job.ruled or chosen, extra | job.extra
         seeds.notes += [note for note in job.notes if note not in seeds.notes]
     outputs = stacked(p.builder, made, int(seeds.each[0].batched)) if seeds.stacked else made[0]
-    return Made(outputs, seeds, chosen, extra)
+    pairs = {x: t.name for (key, x), t in fed.items() if key == similarity.OTHER}
+    return Made(outputs, seeds, chosen, extra, {"pairs": pairs} if pairs else {})
 
 
 def time_first(p: Program, end: End, inputs: Sequence[Given]) -> Samples | None:

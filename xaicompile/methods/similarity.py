@@ -7,11 +7,14 @@ that the forward pass and the denominators of the rules stand outside it and are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from xaicompile import composite
 from xaicompile.backward import Ledger
 from xaicompile.errors import RuleError
 from xaicompile.explained import total_per_sample
@@ -21,9 +24,10 @@ from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, adopted, replayed
 from xaicompile.methods import branches
 from xaicompile.methods.job import Job, Result, between, explained_in
-from xaicompile.registry import method
+from xaicompile.registry import METHOD_PARAMETERS, method
 
 MOST = 20_000_000  # pairs of regions
+OTHER = "other"  # an encoder's second input, and what a job keeps of which input is compared with which
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,40 @@ def bilrp(job: Job) -> Result:
     return {}
 
 
+def adjust(
+    rules: composite.Composite,
+    pool: str | int | None = None,
+    inner: str | os.PathLike[str] | None = None,
+    project: int | None = None,
+) -> None:
+    """Applies the options that this method alone takes, and refuses them for others.
+
+    Args:
+        pool: Side of the regions; text is for neuralized models.
+        inner: The rule set that explains each unit.
+        project: How many random projections of the embedding take its units' place.
+
+    Raises:
+        RuleError: The rule set takes no such option, or the inner one is no set of rules for one pass.
+    """
+    options = {"pool": None if isinstance(pool, str) else pool, "inner": inner, "project": project}
+    asked = {option: value for option, value in options.items() if value is not None}
+    if rules.method != "bilrp":
+        for option, value in asked.items():
+            raise RuleError(f"--{option} {value} is for --rule bilrp; rule '{rules.name}' compares no two inputs")
+        return
+    if isinstance(pool, str):
+        raise RuleError(f"--pool {pool} is for neuralized models; rule '{rules.name}' takes the side of its regions")
+    if asked.pop("inner", None) is not None:
+        found = composite.load(Path(inner) if isinstance(inner, os.PathLike) else str(inner))
+        if found.method or found.output != "relevance" or found.neuralize:
+            raise RuleError(f"--inner {inner}: it explains each unit in one pass, so it must be LRP rules")
+        own = {key: value for key, value in rules.parameters.items() if key in METHOD_PARAMETERS["bilrp"]}
+        rules.entries, rules.parameters = found.entries, {**found.parameters, **own}
+        rules.name, rules.text = f"{rules.name}-{found.name}", f"{rules.text}\n# inner:\n{found.text}"
+    rules.set(asked)
+
+
 def encoded_twice(job: Job) -> tuple[Side, Side, Tensor, Tensor]:
     """An encoder's two sides, the similarity of their embeddings and of what dot product it is which multiple.
 
@@ -81,9 +119,9 @@ def encoded_twice(job: Job) -> tuple[Side, Side, Tensor, Tensor]:
     given, p = job.inputs[0], job.p
     asked = [t for t in p.inputs if t.name in p.required]
     first = Side(between(p, asked, job.end.tensor), given.starts, job.end.tensor, given.tokens)
-    fed = {t.name: another(job, t, "other" if len(asked) == 1 else f"other_{t.name}") for t in asked}
+    fed = {t.name: another(job, t, OTHER if len(asked) == 1 else f"{OTHER}_{t.name}") for t in asked}
     second = again(job, first, fed)
-    job.fed |= {("other", name): t for name, t in fed.items()}
+    job.fed |= {(OTHER, name): t for name, t in fed.items()}
     job.notes.append(f"compares two inputs: the second is fed as {', '.join(repr(t.name) for t in fed.values())}")
     return first, second, *compared(p.builder, job, first.end, second.end)
 
@@ -97,7 +135,7 @@ def another(job: Job, t: Tensor, name: str) -> Tensor:
     if t.shape is None:
         raise RuleError(f"bilrp feeds a second input beside '{t.name}', so the rank of that must be known")
     p, name = job.p, job.p.builder.unique(name)
-    sizes = tuple(d if isinstance(d, int) else f"other_{d or f'{t.name}_{i}'}" for i, d in enumerate(t.shape))
+    sizes = tuple(d if isinstance(d, int) else f"{OTHER}_{d or f'{t.name}_{i}'}" for i, d in enumerate(t.shape))
     job.extra[name] = np.zeros([d if isinstance(d, int) else 1 for d in sizes], t.dtype)
     assert t.dtype is not None
     p.tensors[name] = p.builder.outside(name, t.dtype, sizes)
@@ -126,7 +164,7 @@ def compared_by_itself(job: Job) -> tuple[Side, Side, Tensor, Tensor]:
     for given, embedding, read in zip(job.inputs, found.embeddings, found.reads, strict=True):
         views = between(p, [t for t in p.inputs if t.name in read], embedding)
         sides.append(Side(views, given.starts, embedding, given.tokens))
-    job.fed["other", names[0]] = job.inputs[1].tensor
+    job.fed[OTHER, names[0]] = job.inputs[1].tensor
     similarity = b.Reshape(end, [-1])
     return sides[0], sides[1], similarity, found.scale(b, similarity)
 
@@ -134,7 +172,7 @@ def compared_by_itself(job: Job) -> tuple[Side, Side, Tensor, Tensor]:
 def again(job: Job, side: Side, known: dict[str, Tensor]) -> Side:
     """The same forward pass on other inputs."""
     known = dict(known)
-    with job.p.builder.scope("other"):
+    with job.p.builder.scope(OTHER):
         views = replayed(job.p.builder, side.views, known)
     return Side(views, [known.get(t.name, t) for t in side.starts], known[side.end.name], side.tokens)
 
