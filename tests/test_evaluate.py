@@ -111,7 +111,7 @@ def test_numbers_of_the_report(folder: Path, report: dict[str, Any]) -> None:
             "aopc": aopc.mean(),
             "aopc_lerf": aopc_lerf.mean(),
             "abpc": (aopc - aopc_lerf).mean(),
-            "aoc": (aopc / y[:, 0]).mean(),
+            "aoc": aopc.mean() / y[:, 0].mean(),
             "deletion": y.mean(),
             "insertion": z.mean(),
             "over_random": (aopc - list(floor.values())).mean(),

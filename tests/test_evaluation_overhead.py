@@ -47,7 +47,8 @@ def test_the_same_prediction_and_the_growth_of_the_file(tmp_path: Path) -> None:
     assert found["source_bytes"] == source.stat().st_size
     assert found["growth_bytes"] == made.stat().st_size - source.stat().st_size > 0
     assert 20 * MEGABYTE < found["library_bytes"] < found["source_peak_bytes"] - MEGABYTE < 400 * MEGABYTE
-    assert found["memory_ratio"] == found["peak_bytes"] / found["source_peak_bytes"]
+    ours, theirs = found["peak_bytes"] - found["library_bytes"], found["source_peak_bytes"] - found["library_bytes"]
+    np.testing.assert_allclose(found["memory_ratio"], ours / theirs, rtol=0.25)  # what libraries hold varies a little
 
 
 def test_another_prediction_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

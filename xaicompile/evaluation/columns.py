@@ -122,7 +122,7 @@ COLUMNS = (
         ("fidelity", "aoc"),
         "AOC",
         1,
-        "AOPC with the losses of each sample divided by its own y₀: the mean of (y₀ − yₖ) / y₀. 1: all is lost at "
+        "AOPC as a share of the mean score y₀ before anything is flipped, so that models compare. 1: all is lost at "
         "once; above 1: the score falls below 0.",
     ),
     Column(
@@ -290,7 +290,8 @@ COLUMNS = (
         ("overhead", "memory_ratio"),
         "memory",
         -1,
-        "Peak memory of the run that also explains, relative to that of the prediction alone.",
+        "Peak memory of the run that also explains, relative to that of the prediction alone, both less what the "
+        "libraries hold.",
         form="times",
     ),
     Column(

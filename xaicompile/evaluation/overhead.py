@@ -43,7 +43,7 @@ def overhead(
         to an output's largest value; `source_bytes` and `growth_bytes`: size of the source file (without external
         data) and by how much it grows; `peak_bytes` and `source_peak_bytes`: the most main memory that a process held
         which loaded the model and ran it twice; `library_bytes`: what it held before; `memory_ratio`: the quotient of
-        the peaks. Memory is None where the system does not tell it.
+        the peaks, each less what the libraries hold. Memory is None where the system does not tell it.
 
     Raises:
         ModelError: One of the models does not run.
@@ -64,7 +64,9 @@ def overhead(
         elsewhere = [] if base is None else ["--base-dir", base]
         before = _peaks(path, where, [*options, *([] if isinstance(source, str | os.PathLike) else elsewhere)])
         after = _peaks(own, where, [*options, *elsewhere])
-    known = before["peak"] is not None and after["peak"] is not None
+    own_peak, source_peak = (
+        None if found["peak"] is None else found["peak"] - (found["libraries"] or 0) for found in (after, before)
+    )
     return {
         "identical": difference == 0,
         "difference": difference,
@@ -73,7 +75,7 @@ def overhead(
         "peak_bytes": after["peak"],
         "source_peak_bytes": before["peak"],
         "library_bytes": before["libraries"],
-        "memory_ratio": after["peak"] / before["peak"] if known else None,
+        "memory_ratio": own_peak / source_peak if own_peak and source_peak else None,
     }
 
 

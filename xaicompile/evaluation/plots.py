@@ -145,7 +145,7 @@ def sanity(report: Mapping[str, Any], path: str | os.PathLike[str]) -> bool:
     names = [layer if len(layer) <= 26 else f"…{layer[-25:]}" for layer in layers[::every]]
     axis.set_xticks(range(0, len(layers), every), [_plain(name) for name in names], rotation=40, ha="right")
     axis.set_xlabel("weights randomised from the output down to this layer")
-    axis.set_ylabel("rank correlation with the map\nof the trained model")
+    axis.set_ylabel("|rank correlation| with the map\nof the trained model")
     _legend(figure, handles)
     _save(figure, path)
     return True

@@ -230,7 +230,10 @@ def measured(compiled: Compiled, plan: Plan, samples: Sequence[Sample]) -> dict[
 
 
 def checked(scorer: Scorer, plan: Plan, compared: Compared, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """Randomised weights and class sensitivity of one rule, on samples that go through the model together."""
+    """Randomised weights and class sensitivity of one rule, on samples that go through the model together.
+
+    Magnitudes of rank correlations: a map that only changes its sign shows the same.
+    """
     samples = alike(samples, False)[0]
     feed = {name: np.concatenate([s.feed[name] for s in samples]) for name in samples[0].feed}
     targets = scorer.targets(samples)
@@ -250,11 +253,11 @@ def checked(scorer: Scorer, plan: Plan, compared: Compared, samples: Sequence[Sa
             options=options_of(plan),
         )
         other = sanity.class_sensitivity(session, feed, targets, channels=scorer.axis, batch=size)
-    except ModelError:  # too large to be randomised, or a randomised model that does not run
+    except XaiCompileError:  # too large to be randomised, or a randomised model that does not run
         return None
     return {
-        "layers": [{"layer": name, "similarity": boot.interval(np.asarray(found))} for name, found in layers],
-        "class_sensitivity": None if other is None else boot.interval(np.asarray(other)),
+        "layers": [{"layer": name, "similarity": boot.interval(np.abs(found))} for name, found in layers],
+        "class_sensitivity": None if other is None else boot.interval(np.abs(other)),
         "samples": len(samples),
     }
 

@@ -31,14 +31,16 @@ class Bootstrap:
 
     def interval(self, values: np.ndarray) -> Interval | None:
         """Of one number a sample; NaN where a sample has none."""
+        return self.ratio(values, np.ones(len(values)))
+
+    def ratio(self, values: np.ndarray, over: np.ndarray) -> Interval | None:
+        """Of the mean of one number a sample over the mean of another; samples that lack the first are left out."""
         has = np.isfinite(values)
-        if not has.any():
+        if not has.any() or not over[has].sum():
             return None
-        total = self.weights @ has
-        with np.errstate(invalid="ignore"):
-            means = (self.weights @ np.where(has, values, 0.0))[total > 0] / total[total > 0]
-        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return {"mean": float(values[has].mean()), "low": float(low), "high": float(high)}
+        above, below = (self.weights @ np.where(has, v, 0.0) for v in (values, over))
+        low, high = np.quantile(above[below != 0] / below[below != 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return {"mean": float(values[has].sum() / over[has].sum()), "low": float(low), "high": float(high)}
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,6 @@ class Curves:
     def over(curves: np.ndarray) -> np.ndarray:
         """Area over the curve, AOPC = mean(y0 - yk), [samples]."""
         return np.asarray(curves[:, 0] - curves.mean(1))
-
-    @staticmethod
-    def normalised(curves: np.ndarray) -> np.ndarray:
-        """AOPC / y0, [samples]; NaN where the score is 0."""
-        first = curves[:, 0]
-        return np.asarray(Curves.over(curves) / np.where(first == 0, np.nan, first))
 
 
 def column(rows: Any, name: str) -> np.ndarray:
@@ -117,7 +113,7 @@ def scorecard(table: Any, plan: Plan, rules: Sequence[str]) -> dict[str, Any]:
             "seeds": seeds,
             "morf": boot.curve(curves),
             "aopc": boot.interval(areas),
-            "aoc": boot.interval(Curves.normalised(curves)),
+            "aoc": boot.ratio(areas, curves[:, 0]),
         }
         losses[BASELINE] = (curves[:, :1] - curves).mean(0)
     for name, rows in found.items():
@@ -158,7 +154,7 @@ def of_rule(rows: Any, curves: Curves, floor: Mapping[int, float], whole: bool) 
         "aopc": interval(aopc),
         "aopc_lerf": interval(other),
         "abpc": interval(aopc - other),
-        "aoc": interval(Curves.normalised(curves.morf)),
+        "aoc": boot.ratio(aopc, curves.morf[:, 0]),
         "deletion": interval(curves.morf.mean(1)),
         "insertion": interval(curves.lerf.mean(1)) if whole else None,
         "over_random": over,
