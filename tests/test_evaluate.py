@@ -248,3 +248,24 @@ def test_json_is_the_report(folder: Path, report: dict[str, Any]) -> None:
     np.testing.assert_allclose(
         read["rules"]["IG"]["fidelity"]["aopc"]["mean"], report["rules"]["IG"]["fidelity"]["aopc"]["mean"]
     )
+
+
+def test_costs_sanity_and_examples(folder: Path, tmp_path: Path) -> None:
+    """All that is not a row of a sample: what an explanation costs, whether it depends on the weights, and its maps."""
+    rules = (RULES[0], Compared("random", "random"))
+    made = evaluate(plan(folder, rules=rules, random_seeds=1), tmp_path / "r", examples=2)
+    for name in ("LRP", "random"):
+        cost, time = made["rules"][name]["overhead"], made["rules"][name]["runtime"]
+        assert cost["identical"] and cost["growth_bytes"] > 0 and cost["source_bytes"] > 0 and time["ratio"] > 0
+    lrp, noise = (made["rules"][name]["sanity"] for name in ("LRP", "random"))
+    assert [entry["layer"] for entry in lrp["layers"]] == ["fc", "conv2", "conv1"] and lrp["samples"] == 8
+    assert lrp["layers"][-1]["similarity"]["mean"] < 0.5 and lrp["class_sensitivity"]["mean"] < 0.999
+    assert noise["layers"][-1]["similarity"]["mean"] == noise["class_sensitivity"]["mean"] == pytest.approx(1)
+    logits = run(cnn(), {"x": IMAGES})["logits"]
+    assert [e["target"] for e in made["examples"]] == logits[:2].argmax(1).tolist()
+    assert [e["score"] for e in made["examples"]] == pytest.approx(logits[:2].max(1).tolist(), rel=1e-5)
+    for example in made["examples"]:
+        for picture in (example["picture"], *example["maps"].values()):
+            assert (tmp_path / "r" / picture).is_file()
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "random order" in page and "Sanity checks" in page and "fc" in page
