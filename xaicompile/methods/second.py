@@ -14,7 +14,7 @@ from xaicompile.methods.job import Job, Result
 from xaicompile.outputs import Outputs, relevance_outputs
 from xaicompile.registry import method
 
-LONGEST = 256  # points on a way
+LONGEST = 128  # points on a way
 
 
 @method("hessian-x-input", group=1, root=None, softplus=None)
