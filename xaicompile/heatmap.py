@@ -47,6 +47,8 @@ def explain_file(
     """
     session = Session(model, device=device)
     relevance = json.loads(session.metadata.get("xaicompile.relevance") or "{}")
+    if session.metadata.get("xaicompile.pairs"):
+        raise ModelError(f"{os.fspath(model)} compares two inputs; give two photos or arrays, one behind the other")
     if not relevance:
         raise ModelError(f"{os.fspath(model)} was not compiled by xaicompile: it has no relevance output")
     names = report.read_classes(classes, session.metadata)
@@ -71,11 +73,11 @@ def explain_file(
     port = next(port for port in session.inputs if port.name == explained)
     sample, image = values[0], pixels
     if image is None and len(port.shape) == 4 and port.shape[1] in (1, 3, 4):
-        image = _as_image(feed[explained][0], 0)
+        image = as_image(feed[explained][0], 0)
     if Path(output).suffix.lower() in images.ARRAYS:
-        _save(output, found)
+        save(output, found)
     else:
-        drawn = [report.flatten(r, _channels(port)) for r in (sample if maps else [sample])]
+        drawn = [report.flatten(r, channels_of(port)) for r in (sample if maps else [sample])]
         report.draw(output, drawn, title=[str(s["title"]) for s in scores], image=image)
     return {"output": os.fspath(output), "relevance_sum": float(sample.sum(dtype=np.float64)), **facts}
 
@@ -164,7 +166,7 @@ def score(
     }
 
 
-def _channels(port: Port) -> int | None:
+def channels_of(port: Port) -> int | None:
     """Axis of the channels in one sample, None if there is none."""
     rank = len(port.shape)
     if rank == 4:
@@ -175,7 +177,7 @@ def _channels(port: Port) -> int | None:
     return 0 if rank > 4 else None
 
 
-def _as_image(values: np.ndarray, channels: int) -> np.ndarray:
+def as_image(values: np.ndarray, channels: int) -> np.ndarray:
     """An input as grey or coloured pixels, its own range stretched to 0..1."""
     picture: np.ndarray = np.moveaxis(np.asarray(values, np.float64), channels, -1)
     span = float(np.ptp(picture)) or 1.0
@@ -183,7 +185,7 @@ def _as_image(values: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray(picture[..., 0] if picture.shape[-1] == 1 else picture[..., :3])
 
 
-def _save(path: str | os.PathLike[str], found: dict[str, np.ndarray]) -> None:
+def save(path: str | os.PathLike[str], found: dict[str, np.ndarray]) -> None:
     """All samples' relevance, as numbers."""
     target = Path(path)
     if target.suffix.lower() == ".npy" and len(found) > 1:

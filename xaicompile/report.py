@@ -65,15 +65,11 @@ def draw(
         RuntimeMissingError: matplotlib isn't installed.
         OutputError: The picture can't be written there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeMissingError('drawing needs matplotlib; run `pip install "xaicompile[report]"`') from error
     maps = [relevance] if isinstance(relevance, np.ndarray) else list(relevance)
     maps = [np.atleast_1d(np.squeeze(r)) if r.ndim != 2 else r for r in maps]
     pictured = int(image is not None and maps[0].ndim == 2)
     panels = len(maps) + pictured
-    figure = Figure(figsize=(4.2 * panels + 0.8, 4.4), layout="constrained")
+    figure = new_figure(4.2 * panels + 0.8, 4.4)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     titles = [title] if isinstance(title, str) else list(title)
     if len(titles) == 1:
@@ -86,13 +82,27 @@ def draw(
         axes[0].axis("off")
     for axis, r in zip(axes[pictured:], maps, strict=True):
         if r.ndim == 2:
-            _map(figure, axis, r)
+            draw_map(figure, axis, r)
         else:
             _bars(axis, r)
-    _write(figure, path)
+    write(figure, path)
 
 
-def _map(figure: Any, axis: Any, relevance: np.ndarray) -> None:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of a size in inches.
+
+    Raises:
+        RuntimeMissingError: matplotlib isn't installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeMissingError('drawing needs matplotlib; run `pip install "xaicompile[report]"`') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_map(figure: Any, axis: Any, relevance: np.ndarray) -> None:
+    """A map `[H, W]` in red and blue, with its scale."""
     limit = symmetric_range(relevance)
     square = max(relevance.shape) <= 8 * min(relevance.shape)
     shown = axis.imshow(
@@ -112,7 +122,12 @@ def _bars(axis: Any, relevance: np.ndarray) -> None:
     axis.set_ylabel("relevance (red: for, blue: against)")
 
 
-def _write(figure: Any, path: str | os.PathLike[str]) -> None:
+def write(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Saves a figure; a file that is there is replaced only once all of the new one is written.
+
+    Raises:
+        OutputError: It can't be written there.
+    """
     target = Path(path)
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     try:

@@ -20,7 +20,7 @@ from xaicompile.cli.options import (
     rule_options,
     show_json,
 )
-from xaicompile.errors import CheckFailed, OutputError, UnsupportedError
+from xaicompile.errors import CheckFailed, OutputError, RuleError, UnsupportedError
 
 if TYPE_CHECKING:
     from xaicompile.checks import CheckReport
@@ -222,6 +222,7 @@ def bench_command(
 @cli.command("explain")
 @click.argument("explained")
 @click.argument("source", metavar="IMAGE|ARRAY")
+@click.argument("second", required=False, metavar="[SECOND]")
 @click.option("--output", "-o", default="heatmap.png", show_default=True, help="A picture, or .npy for the numbers.")
 @click.option(
     "--target", metavar="T", help="What to explain: a class index or name (default: the model's own default)."
@@ -230,21 +231,30 @@ def bench_command(
 @preprocess_options
 @device_option
 @json_option
-def explain_command(explained: str, source: str, output: str, as_json: bool, **options: Any) -> None:
-    """Run a compiled model on a photo or an array (.npy, .npz) and draw the relevance beside it."""
-    from xaicompile.heatmap import explain_file
+def explain_command(
+    explained: str, source: str, second: str | None, output: str, as_json: bool, **options: Any
+) -> None:
+    """Run a compiled model on a photo or an array (.npy, .npz) and draw the relevance beside it.
 
-    if Path(output).exists() and Path(output).resolve() in (Path(explained).resolve(), Path(source).resolve()):
+    A model that compares two inputs (--rule bilrp) takes a SECOND photo or array. Lines join the 100 pairs of regions
+    that count most, red for and blue against; of tokens and features a matrix is drawn.
+    """
+    from xaicompile.heatmap import explain_file
+    from xaicompile.pairs import explain_pair
+
+    inputs = [Path(name).resolve() for name in (explained, source, second) if name]
+    if Path(output).exists() and Path(output).resolve() in inputs:
         raise OutputError(f"{output} is an input; choose another output")
-    result = explain_file(
-        explained,
-        source,
-        output,
-        target=options["target"],
-        classes=options["classes"],
-        preprocess=preprocess_of(options),
-        device=options["device"],
-    )
+    preprocess, device = preprocess_of(options), options["device"]
+    if second is not None:
+        if options["target"] or options["classes"]:
+            raise RuleError("--target and --classes: a similarity of two inputs has no classes")
+        result = explain_pair(explained, (source, second), output, preprocess=preprocess, device=device)
+    else:
+        target, classes = options["target"], options["classes"]
+        result = explain_file(
+            explained, source, output, target=target, classes=classes, preprocess=preprocess, device=device
+        )
     if as_json:
         show_json(result)
         return

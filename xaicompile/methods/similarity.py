@@ -193,12 +193,12 @@ def repeated(job: Job, side: Side) -> Side:
 def compared(b: Builder, job: Job, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The similarity of two embeddings, and by what it is the dot product's multiple, [N] each.
 
-    A random projection P [M, K] of normal numbers over sqrt(K) changes it to <P phi, P phi'>.
+    A random projection P [K, M] of normal numbers over sqrt(K) changes it to <P phi, P phi'>.
     """
     x, y = (b.Flatten(t, axis=1) for t in (x, y))
     projection = projected(job, x)
     if projection is not None:
-        x, y = (b.MatMul(t, b.const(projection)) for t in (x, y))
+        x, y = (b.MatMul(t, b.Transpose(b.const(projection))) for t in (x, y))
     dot = b.sum_axes(x * y, [1])
     if job.parameter("similarity") == "dot":
         return dot, b.expand_like(b.const(np.ones((), x.dtype)), dot)
@@ -209,12 +209,12 @@ def compared(b: Builder, job: Job, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
 
 
 def projected(job: Job, flat: Tensor) -> np.ndarray | None:
-    """The random projection, None if none is asked for."""
+    """The random projection [K, M], None if none is asked for."""
     if not job.parameter("project"):
         return None
     count = job.count("project")
     drawn = job.rng().standard_normal((units_of(flat), count)) / np.sqrt(count)
-    return np.asarray(drawn, flat.dtype)
+    return np.asarray(drawn.T, flat.dtype)
 
 
 def units_of(flat: Tensor) -> int:
@@ -234,11 +234,11 @@ def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
     outer, k = job.p.builder, job.chunk
     flat = outer.Flatten(sides[0].end, axis=1)
     weights = projected(job, flat)
-    units = units_of(flat) if weights is None else weights.shape[1]
+    units = units_of(flat) if weights is None else len(weights)
     if units % k:
         raise RuleError(f"--chunk {k}: {units} units can't be done {k} at a time")
-    numbers = np.arange(units, dtype=np.int64) if weights is None else weights.T
-    scanned = outer.const(numbers.reshape(units // k, k, *numbers.shape[1:]))
+    numbers = outer.const(np.arange(units) if weights is None else weights)
+    scanned = outer.Reshape(numbers, [units // k, k, *(numbers.shape or ())[1:]])
     b = StepBuilder(outer)
     sums = nothing(job, sides)
     with b.scope("unit"):
