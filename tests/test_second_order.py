@@ -12,111 +12,33 @@ import pytest
 import xaicompile
 from tests.graphs import data, exact, net, run, weight
 from tests.nets import cnn
+from tests.second_order import (
+    B1,
+    B2,
+    CLOSED,
+    DIFFERENCES,
+    F64,
+    IMAGES,
+    K2,
+    NETWORKS,
+    TABLES,
+    TARGET,
+    W1,
+    W2,
+    X,
+    close,
+    curved,
+    differences,
+    network,
+    quadratic,
+    quadratics,
+    table,
+    together,
+    weighted,
+    write,
+)
 from xaicompile.compiler import compile_model
 from xaicompile.errors import RuleError
-from xaicompile.methods.second import log_quadrature
-
-F64 = np.float64
-DIFFERENCES = 1e-6  # relative, of central differences
-CLOSED = 1e-9  # relative, of closed forms
-W1, B1, W2, B2 = (weight(*s, seed=i, dtype=F64) for i, s in enumerate([(4, 9), (9,), (9, 3), (3,)]))
-K1, K2 = weight(4, 2, 3, 3, seed=5, dtype=F64), weight(3, 4, 2, 2, seed=6, dtype=F64)
-X, IMAGES, TARGET = data(3, 4, dtype=F64), data(2, 2, 6, 6, dtype=F64), np.array([2, 0, 1])
-Q = data(4, 4, seed=3, dtype=F64)
-
-GELU = "e = Erf(z) o = Add(e, one) h = Mul(z, o) a = Mul(h, half)"
-TABLES = {
-    "tanh": "z = Gemm(x, w1, b1) a = Tanh(z) y = Gemm(a, w2, b2)",
-    "sigmoid": "z = Gemm(x, w1, b1) a = Sigmoid(z) y = Gemm(a, w2, b2)",
-    "softplus": "z = Gemm(x, w1, b1) a = Softplus(z) y = Gemm(a, w2, b2)",
-    "gelu": f"z = Gemm(x, w1, b1) {GELU} y = Gemm(a, w2, b2)",
-    "softmax": "z = Gemm(x, w1, b1) p = Softmax(z) a = Mul(p, z) y = Gemm(a, w2, b2)",
-    "norm": "z = Gemm(x, w1, b1) n = LayerNormalization(z, b1, b1) a = Tanh(n) y = Gemm(a, w2, b2)",
-    "products": "z = MatMul(x, w1) s = Sigmoid(z) a = Mul(s, z) q = Mul(a, a) y = MatMul(q, w2)",
-    "quotient": "z = MatMul(x, w1) e = Exp(z) r = ReduceSum<keepdims = 1>(e, axis) a = Div(z, r) y = MatMul(a, w2)",
-    "logs": "z = MatMul(x, w1) a = LogSoftmax(z) q = Pow(a, three) y = MatMul(q, w2)",
-    "outer": "u = Unsqueeze(x, axis) t = Transpose<perm = [0, 2, 1]>(u) m = MatMul(t, u) f = Flatten(m) y = Gemm(f, w)",
-}
-NETWORKS = {
-    "tanh": "z = Conv<pads = [1, 1, 1, 1]>(x, k1) a = Tanh(z) c = Conv<strides = [2, 2]>(a, k2) "
-    "t = Sigmoid(c) g = GlobalAveragePool(t) y = Flatten(g)",
-    "gelu": f"z = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, k1) {GELU} c = Conv(a, k2) t = Softplus(c) "
-    "g = GlobalAveragePool(t) y = Flatten(g)",
-    "pools": "z = Conv(x, k1) t = Tanh(z) m = MaxPool<kernel_shape = [2, 2]>(t) "
-    "v = AveragePool<kernel_shape = [2, 2]>(m) c = Conv(v, k2) q = Mul(c, c) g = GlobalAveragePool(q) y = Flatten(g)",
-}
-
-
-def table(name: str, batch: str = "N") -> onnx.ModelProto:
-    """One of TABLES, four features to three outputs."""
-    body = TABLES[name]
-    held = {
-        "w1": W1, "b1": B1, "w2": W2, "b2": B2, "w": weight(16, 3, seed=8, dtype=F64), "one": np.float64(1),
-        "half": np.float64(0.5), "three": np.float64(3), "axis": np.array([1]),
-    }  # fmt: skip
-    return net(
-        f"(double[{batch},4] x) => (double[{batch},3] y)",
-        body,
-        **{k: np.asarray(v) for k, v in held.items() if k in body},
-    )
-
-
-def network(name: str) -> onnx.ModelProto:
-    """One of NETWORKS, [N, 2, 6, 6] to three outputs."""
-    held = {"k1": K1, "k2": K2, "one": np.asarray(1.0), "half": np.asarray(0.5)}
-    body = NETWORKS[name]
-    return net("(double[N,2,6,6] x) => (double[N,3] y)", body, **{k: v for k, v in held.items() if k in body})
-
-
-def quadratic() -> onnx.ModelProto:
-    """x' Q_k x + c_k x of three Q_k, whose Hessians are Q_k + Q_k'."""
-    body = "a = MatMul(x, q) r = Reshape(a, shape) u = Unsqueeze(x, axis) p = Mul(r, u) "
-    held = {"q": quadratics().transpose(1, 0, 2).reshape(4, 12), "c": W1[:, :3], "shape": np.array([0, 3, 4])}
-    axes = {"axis": np.array([1]), "last": np.array([2])}
-    body += "s = ReduceSum<keepdims = 0>(p, last) l = MatMul(x, c) y = Add(s, l)"
-    return net("(double[N,4] x) => (double[N,3] y)", body, **held, **axes)
-
-
-def quadratics() -> np.ndarray:
-    """Three of them."""
-    return np.stack([data(4, 4, seed=i, dtype=F64) for i in range(3)])
-
-
-def curved(model: onnx.ModelProto, x: np.ndarray, rule: str = "hessian-x-input", **given: Any) -> dict[str, np.ndarray]:
-    """All outputs, of the chosen targets."""
-    feed, chunk = given.pop("feed", {}), given.pop("chunk", None)
-    made = xaicompile.compile(model, rule, parameters=given, chunk=chunk)
-    return exact(made, {"x": x, "target": TARGET[: len(x)], **feed})
-
-
-def differences(model: onnx.ModelProto, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """Hessians [N, values, values] by central differences of the compiled gradient."""
-    gradient, found = xaicompile.compile(model, "gradient"), []
-    for sample, target in zip(x, TARGET, strict=False):
-        moves = np.eye(sample.size).reshape(-1, *sample.shape) * step
-        feed = {"x": np.concatenate([sample + moves, sample - moves]), "target": np.array([target])}
-        up, down = np.split(exact(gradient, feed)["relevance"].reshape(-1, sample.size), 2)
-        found.append((up - down) / (2 * step))
-    return np.stack(found)
-
-
-def close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
-    """Equal up to a part of the largest value."""
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=rtol * np.abs(expected).max())
-
-
-def weighted(hessian: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """1/2 H_ij x_i x_j."""
-    flat = x.reshape(len(x), -1)
-    return 0.5 * hessian * flat[:, :, None] * flat[:, None, :]
-
-
-def together(pairs: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Pairs of values summed over groups."""
-    member = (numbers.reshape(-1, 1) == np.arange(numbers.max() + 1)) * 1.0
-    return np.einsum("nij,ig,jh->ngh", pairs, member, member)
-
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
@@ -194,12 +116,6 @@ def test_groups_of_a_file(shape: tuple[int, ...], tmp_path: Path) -> None:
     found = curved(model, IMAGES, group=str(tmp_path / "groups.npy"))["interaction"]
     close(found, together(whole, np.broadcast_to(numbers, (2, 6, 6))), 1e-12)
     close(whole, weighted(differences(model, IMAGES), IMAGES), DIFFERENCES)
-
-
-def write(folder: Path, numbers: np.ndarray) -> str:
-    """A file of numbers."""
-    np.save(folder / "numbers.npy", numbers)
-    return str(folder / "numbers.npy")
 
 
 def test_channels_last() -> None:
@@ -323,55 +239,6 @@ def test_several_maps_and_sums_of_outputs() -> None:
     close(total, sum(each), 1e-13)
     product = xaicompile.compile(table("tanh"), "hessian-vector-product", maps=2)
     assert [i.name for i in product.graph.input] == ["x", "v", "target"]
-
-
-# --- integrated Hessians ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [1, 3, 16, 128])
-def test_quadrature_is_exact_for_polynomials(n: int) -> None:
-    """The integral of u^k (-log u) over [0, 1] is 1/(k + 1)^2."""
-    points, weights = log_quadrature(n)
-    assert (points > 0).all() and (points < 1).all()
-    for k in range(2 * n):
-        assert abs((weights * points**k).sum() - 1 / (k + 1) ** 2) <= 1e-14
-
-
-@pytest.mark.parametrize("baseline", ["zero", -0.4])
-@pytest.mark.parametrize("name", ["tanh", "gelu", "softmax", "products"])
-def test_integrated_hessians_are_complete(name: str, baseline: Any) -> None:
-    """All sum to f(x) - f(x0), rows to integrated gradients; of a double integral by another rule."""
-    model, base = table(name), 0.0 if baseline == "zero" else baseline
-    found = curved(model, X, "integrated-hessians", steps=24, baseline=baseline)
-    f = [exact(model, {"x": points})["y"][np.arange(3), TARGET] for points in (X, 0 * X + base)]
-    np.testing.assert_allclose(found["interaction"].sum((1, 2)), f[0] - f[1], rtol=CLOSED)
-    close(found["interaction"], found["interaction"].transpose(0, 2, 1), 1e-12)
-    close(found["interaction"].sum(2), found["relevance"], 1e-12)
-    options = {"steps": 64, "quadrature": "gauss-legendre", "baseline": baseline}
-    ig = exact(xaicompile.compile(model, "integrated-gradients", parameters=options), {"x": X, "target": TARGET})
-    close(found["relevance"], ig["relevance"], CLOSED)
-
-
-def test_integrated_hessians_as_a_double_sum() -> None:
-    """Janizek et al. 2021, equations 5 and 6, on a grid of Gauss's points for the tanh network."""
-    t, w = np.polynomial.legendre.leggauss(12)
-    t, w = (t + 1) / 2, w / 2
-    expected = np.zeros((3, 4, 4))
-    for alpha, p in zip(t, w, strict=True):
-        for beta, q in zip(t, w, strict=True):
-            a = np.tanh(alpha * beta * X @ W1 + B1)
-            v = W2.T[TARGET]
-            hessian = np.einsum("ik,nk,jk->nij", W1, v * -2 * a * (1 - a**2), W1)
-            slope = (v * (1 - a**2)) @ W1.T
-            expected += p * q * (alpha * beta * 2 * weighted(hessian, X) + np.eye(4) * (X * slope)[:, None])
-    close(curved(table("tanh"), X, "integrated-hessians", steps=12)["interaction"], expected, CLOSED)
-
-
-def test_integrated_hessians_of_groups() -> None:
-    whole = curved(network("gelu"), IMAGES, "integrated-hessians", steps=4)["interaction"]
-    rows = np.arange(6) // 3
-    found = curved(network("gelu"), IMAGES, "integrated-hessians", steps=4, group=3)["interaction"]
-    close(found, together(whole, rows[:, None] * 2 + rows), 1e-12)
 
 
 # --- ReLUs ------------------------------------------------------------------------------------------------------------
