@@ -33,12 +33,17 @@ def hessian_x_input(job: Job) -> Result:
 
 @method("hessian-vector-product", root=None, softplus=None)
 def hessian_vector_product(job: Job) -> Result:
-    """H v, of the input's shape, for a v that is fed beside the input; at the input itself, or at a root."""
+    """H v, of the input's shape, for a v that is fed beside the input; at the input itself, or at a root.
+
+    Gives `hvp` and, as relevance, the first-order terms there.
+    """
     b, start = job.p.builder, only_start(job)
     if ("v", start.name) not in job.fed:
         job.fed["v", start.name] = job.feed("v", start)
     v = b.expand_like(job.fed["v", start.name], start)
-    job.outputs["hvp"] = held(b, times(job, b, expanded(job, b, point(job, start)[0]), v))
+    at, delta = point(job, start)
+    place = expanded(job, b, at)
+    job.outputs |= maps(job, delta * place.gradient) | {"hvp": held(b, times(job, b, place, v))}
     return {}
 
 
