@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.engines --data fashion.npz [--model models/fashion.onnx] [--samples 10000]
 
-`python models/fashion_data.py --samples 10000 -o fashion.npz` makes the images. What has to be: the same report, number
+`python models/fashion_data.py --count 10000 fashion.npz` makes the images. What has to be: the same report, number
 by number, every block once, and no block done again that was finished when the worker died.
 """
 
@@ -55,7 +55,18 @@ def command(options: argparse.Namespace, engine: str, output: Path) -> list[str]
     """The command line of one engine."""
     rules = [part for rule in RULES for part in ("--rule", rule)]
     few = ["--set", f"steps={options.steps}", "--samples", str(options.samples), "--batch", str(options.batch)]
-    quiet = ["--no-costs", "--no-sanity", "--threads", "1", "--engine", engine, "-o", str(output)]
+    quiet = [
+        "--random-seeds",
+        "2",
+        "--no-costs",
+        "--no-sanity",
+        "--threads",
+        "1",
+        "--engine",
+        engine,
+        "-o",
+        str(output),
+    ]
     return [sys.executable, "-m", "xaicompile", "evaluate", options.model, "--data", options.data, *rules, *few, *quiet]
 
 
