@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
-import onnx
 
 from xaicompile.backward import backward
 from xaicompile.errors import RuleError
 from xaicompile.facts import Facts
 from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.ir.loops import with_loops
 from xaicompile.ir.steps import StepBuilder, adopted, replayed
 from xaicompile.methods.curvature import is_flat, rounded
 from xaicompile.methods.groups import Groups
@@ -56,7 +55,7 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
         at: The point, of the explained input's shape, that many times behind each other.
 
     Raises:
-        RuleError: A loop or branch is on the way, or the sharpness of the softplus is 0.
+        RuleError: The sharpness of the softplus is 0.
     """
     start, end = job.starts[0], job.end.tensor
     views, beta = between(job.p, [start], end), sharpness(job)
@@ -78,9 +77,8 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
     with b.recorded() as record:
         flows = backward(p, facts, {end.name: cotangent}, [at.name], job.ruled.pick)
         gradient = flows[at.name].cotangent(b, at)
-    if any(isinstance(value, onnx.GraphProto) for node in b.nodes[before:] for value in node.attrs.values()):
-        refuse_loops(job, views)
-    return Place(at, once([*views, *record]), gradient, flat)
+    made = with_loops(b, before, record, {**job.p.tensors, **p.tensors})
+    return Place(at, once([*views, *made]), gradient, flat)
 
 
 def times(job: Job, b: Builder, place: Place, v: Tensor) -> Tensor:
@@ -172,14 +170,3 @@ def sharpness(job: Job) -> float | None:
     if beta is not None and beta <= 0:
         raise RuleError(f"parameter 'softplus' is {beta}; the sharpness must be larger than 0")
     return None if beta is None else float(beta)
-
-
-def refuse_loops(job: Job, views: Sequence[View]) -> NoReturn:
-    """Refuses loops and branches, whose backward passes are not recorded, and ops whose backward pass is a loop.
-
-    Raises:
-        RuleError: Names the model's own, if it has any.
-    """
-    found = [view.nodes[0] if view.nodes else view.name for view in views if control.is_control(view)]
-    where = ", ".join(dict.fromkeys(found)) or "in the gradient of this model"
-    raise RuleError(f"rule '{job.rules.name}' can't pass loops and branches: {where}")
