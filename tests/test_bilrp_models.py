@@ -180,6 +180,12 @@ def test_what_it_does_not_give(tmp_path: Path, options: str) -> None:
     assert REFUSED[options] in line
 
 
+def test_books_of_two_inputs_are_not_kept(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", data(1, 3, 12, 12))
+    given = ("inspect", saved(tmp_path, cnn()), "--rule", "bilrp", "--data", tmp_path / "x.npy")
+    assert "inspect --data: rule 'bilrp'" in refused(tmp_path, *given, code=2)
+
+
 @pytest.mark.parametrize("options", ["--pool 4", "--inner lrp-0", "--project 3", "--rule lrp-0 --pool 4"])
 def test_options_that_are_for_bilrp_alone(tmp_path: Path, options: str) -> None:
     assert "is for --rule bilrp" in refused(tmp_path, saved(tmp_path, cnn()), *options.split(), code=2)

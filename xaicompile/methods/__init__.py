@@ -57,6 +57,7 @@ def by_method(
         raise RuleError(f"rule '{rules.name}' explains outputs as they are: no --normalise, no --contrast others")
     for option, asked_for in (
         ("--ledger", wanted.books and not alone),
+        ("inspect --data", wanted.audit and alone),
         ("--layers", wanted.layers),
         ("--concepts", wanted.concepts),
     ):
