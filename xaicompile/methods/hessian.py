@@ -7,7 +7,7 @@ product with the vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Place:
 
     Attributes:
         start: The point, [N, ...].
-        views: Forward pass and gradient, each tensor made once.
+        views: Forward pass and gradient; nodes that were asked for twice stand there twice, which does no harm.
         gradient: Of the start's shape.
         flat: Whether the network is piecewise linear.
     """
@@ -78,7 +78,7 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
         flows = backward(p, facts, {end.name: cotangent}, [at.name], job.ruled.pick)
         gradient = flows[at.name].cotangent(b, at)
     made = with_loops(b, before, record, {**job.p.tensors, **p.tensors})
-    return Place(at, once([*views, *made]), gradient, flat)
+    return Place(at, [*views, *made], gradient, flat)
 
 
 def times(job: Job, b: Builder, place: Place, v: Tensor) -> Tensor:
@@ -142,22 +142,10 @@ def program(job: Job, b: Builder, views: Sequence[View], end: Tensor) -> Program
     return p
 
 
-def once(views: Iterable[View]) -> list[View]:
-    """The views in order, without those whose outputs have been made before."""
-    made: set[str] = set()
-    kept = []
-    for view in views:
-        names = {y.name for y in view.y if y is not None}
-        if not names & made:
-            kept.append(view)
-            made |= names
-    return kept
-
-
 def named(b: Builder, view: View, i: int) -> View:
-    """A view for use with a builder, of a short name."""
+    """A view for use with a builder, of a short name, its subgraphs unread."""
     x, y = ([t and adopted(b, t) for t in tensors] for tensors in (view.x, view.y))
-    return view.varied(name=f"second/{view.op}_{i}", x=x, y=y)
+    return view.varied(name=f"second/{view.op}_{i}", x=x, y=y, bodies=())
 
 
 def sharpness(job: Job) -> float | None:
