@@ -172,6 +172,9 @@ def test_one_input_is_compared_with_several_others() -> None:
 
 
 def test_a_fixed_batch() -> None:
+    made = compile_model(encoder(batch="1"), "bilrp").model
+    (other,) = (i for i in made.graph.input if i.name == "other")
+    assert [d.dim_value for d in other.type.tensor_type.shape.dim] == [1, 2, 8, 6]
     found = explained(encoder(biases=True, batch="1"), {"x": X[:1], "other": OTHER[:1]})
     want = explained(encoder(biases=True))
     np.testing.assert_allclose(found["relevance"], want["relevance"][:1], rtol=0, atol=1e-13)
