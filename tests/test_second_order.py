@@ -283,6 +283,18 @@ def test_branches() -> None:
         close(curved(model, x)["interaction"], weighted(differences(model, x), x), DIFFERENCES)
 
 
+def test_loops_that_read_what_stands_outside() -> None:
+    """What a step makes of the input alone is worked out before the loop, and counts all the same."""
+    model = net(
+        "(double[N,4] x) => (double[N,3] y)",
+        """first = MatMul(x, w)
+        y = Scan<num_scan_inputs = 1, body = step (double[N,3] s, double[3] k) => (double[N,3] made) {
+            u = MatMul(x, w) t = Tanh(u) q = Mul(t, t) p = Mul(q, s) r = Mul(p, k) made = Add(r, t) }>(first, rows)""",
+        w=W2[:4], rows=data(3, 3, seed=2, dtype=F64),
+    )  # fmt: skip
+    close(curved(model, X)["interaction"], weighted(differences(model, X), X), DIFFERENCES)
+
+
 def test_determinants_of_any_size() -> None:
     """Whose gradient is a loop, though the op is none."""
     body, x = "d = Det(x) y = Unsqueeze(d, one)", data(2, 3, 3, dtype=F64)

@@ -21,7 +21,6 @@ from xaicompile.ir.steps import StepBuilder, adopted, replayed
 from xaicompile.methods.curvature import is_flat, rounded
 from xaicompile.methods.groups import Groups
 from xaicompile.methods.job import Job, between, check_chunks
-from xaicompile.passes import control
 from xaicompile.ruled import ruled
 
 FLAT = (
@@ -67,16 +66,15 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
         end = known.get(end.name) or adopted(b, end)
     seed = adopted(b, job.seed.cotangent)
     cotangent = seed if copies == 1 else tiled(b, seed, copies)
-    p = program(job, b, views, end)
-    facts = Facts(p, [at.name])
-    job.ruled = ruled(p, facts, job.rules, end)
-    flat = is_flat(control.on_the_way(p, facts, [end]), facts)
-    if flat and FLAT not in job.notes:
-        job.notes.append(FLAT)
-    before = len(b.nodes)
-    with b.recorded() as record:
+    p = program(job, b, [view.varied(bodies=()) for view in views], end)
+    facts, before = Facts(p, [at.name]), len(b.nodes)
+    with b.recorded() as record:  # also of what subgraphs make of the input alone, which stands before their loops
+        job.ruled = ruled(p, facts, job.rules, end)
         flows = backward(p, facts, {end.name: cotangent}, [at.name], job.ruled.pick)
         gradient = flows[at.name].cotangent(b, at)
+    flat = is_flat(job.ruled.views, facts)
+    if flat and FLAT not in job.notes:
+        job.notes.append(FLAT)
     made = with_loops(b, before, record, {**job.p.tensors, **p.tensors})
     return Place(at, [*views, *made], gradient, flat)
 
