@@ -166,6 +166,8 @@ REFUSED = {
     "--pool 0": "'pool' is 0",
     "--pool v-act": "is for neuralized models",
     "--inner smoothgrad": "in one pass",
+    "--inner integrated-gradients": "in one pass",
+    "--inner neuralized-kde": "in one pass",
     "--inner gradient": "in one pass",
     "--inner nix": "'nix'",
     "--inner lrp-0 --set gamma=1": "'gamma'",

@@ -187,7 +187,8 @@ def draw_matrix(
     for place, which, labels in ((axis.yaxis, "first", names[0]), (axis.xaxis, "second", names[1])):
         place.set_label_text(f"{kind}s of the {which} input")
         if len(labels) <= NAMED:
-            place.set_ticks(np.arange(len(labels)), labels, fontsize="small")
+            turned = 90 if which == "second" and len(labels) > NAMED // 4 else 0
+            place.set_ticks(np.arange(len(labels)), labels, fontsize="small", rotation=turned)
         else:
             place.get_major_locator().set_params(integer=True)
     report.write(figure, path)
