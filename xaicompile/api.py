@@ -29,6 +29,7 @@ def compile(
     pool: str | int | None = None,
     inner: str | os.PathLike[str] | None = None,
     project: int | None = None,
+    structure: str | Sequence[str] | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -72,6 +73,11 @@ def compile(
             `ledger`, also `explained` (the similarity) and `ledger` [N].
         project: For the rule "bilrp": explains that many random projections of the embedding in place of its units,
             which changes the similarity to <P phi, P phi'>, P of normal numbers over sqrt(project).
+        structure: For the rule "gnn-lrp" (Schnake et al. 2022): the input or inputs that hold the graph, a dense
+            adjacency or lists of edges; relevance does not go into them. The model gets the inputs `walks`
+            [walks, T + 1] (the nodes of each walk through its T interaction layers, -1 for any node) and `subgraph`
+            [sets, nodes] (1 for nodes inside), and the outputs `node_relevance` [nodes], `walk_relevance` [walks] and
+            `subgraph_relevance` [sets], the sum over all walks inside; [N, ...] for inputs [N, nodes, features].
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
@@ -117,6 +123,7 @@ def compile(
         pool=pool,
         inner=inner,
         project=project,
+        structure=structure,
         normalise=normalise,
         smooth=smooth,
         sigma=sigma,

@@ -24,7 +24,7 @@ from xaicompile.explained import End, Given, choose_inputs, choose_output
 from xaicompile.facts import find_constants
 from xaicompile.images import bounds
 from xaicompile.ir.model import ModelLike
-from xaicompile.methods import WITHOUT_TARGET, by_method, similarity, smoothed
+from xaicompile.methods import WITHOUT_TARGET, by_method, similarity, smoothed, walks
 from xaicompile.outputs import Outputs, input_names, named
 from xaicompile.passes import control, expand
 from xaicompile.plugins import load as load_plugins
@@ -99,6 +99,7 @@ def compile_model(
     pool: str | int | None = None,
     inner: str | os.PathLike[str] | None = None,
     project: int | None = None,
+    structure: str | Sequence[str] | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -123,6 +124,7 @@ def compile_model(
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if late else parameters, by)
     smoothed(rules, smooth, sigma)
     similarity.adjust(rules, pool, inner, project)
+    walks.adjust(rules, structure)
     rules.set(parameters if late else {})
     known = bounds(preprocess)
     rules.set({key: value for key, value in known.items() if rules.accepted.get(key, value) is None})
@@ -137,7 +139,7 @@ def compile_model(
     asked_kinds = [neuralize] if isinstance(neuralize, str) else neuralize
     kinds = neuralization.kinds_of(p, asked_kinds, rules, explain_output is not None)
     end = choose_output(p, explain_output, any_type=bool(kinds))
-    inputs = choose_inputs(p, explain_input, p.notes)
+    inputs = choose_inputs(p, walks.features(p, rules, explain_input), p.notes)
     control.take_branches(p)
     expand.run(p)
     if kinds:

@@ -89,6 +89,9 @@ rule_options = stack(
     click.option(
         "--project", type=click.IntRange(1), metavar="M", help="Of bilrp: M random projections in place of the units."
     ),
+    click.option(
+        "--structure", multiple=True, metavar="NAME", help="Of gnn-lrp: the input that holds the graph (repeatable)."
+    ),
     click.option("--normalise", "--normalize", is_flag=True, help="Divide by the explained value."),
     click.option("--smooth", type=click.IntRange(1), metavar="N", help="Average the rule over N noisy inputs."),
     click.option("--sigma", type=float, metavar="S", help="Noise of --smooth, in units of each input's range (0.1)."),
@@ -179,6 +182,7 @@ def compiled_by(model: str, options: Mapping[str, Any], audit: bool = False) -> 
         pool=options["pool"],
         inner=options["inner"],
         project=options["project"],
+        structure=options["structure"],
         normalise=options["normalise"],
         smooth=options["smooth"],
         sigma=options["sigma"],

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xaicompile.backward import Ledger, backward
+from xaicompile.backward import Ledger, Tap, backward
 from xaicompile.composite import Composite
 from xaicompile.errors import RuleError
 from xaicompile.explained import End, Explained, Given
@@ -310,6 +310,7 @@ def explained_in(
     kind: str,
     cotangent: Tensor | None = None,
     ledger: Ledger | None = None,
+    taps: Mapping[str, Tap] | None = None,
 ) -> list[Tensor]:
     """The rule set's result for each start, in the body; the cotangent is the explained scalar's if none is given."""
     b = sub.builder
@@ -321,7 +322,7 @@ def explained_in(
     job.ruled = ruled(sub, facts, job.rules, end)
     if cotangent is None:
         cotangent = joined(b, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
-    flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick, ledger=ledger)
+    flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick, taps, ledger)
     return [result_of(sub, kind, t, flows[t.name]) for t in at]
 
 

@@ -1,0 +1,139 @@
+"""Where a graph network passes messages between nodes: its interaction layers (spec section 11).
+
+A tensor is structure if it is made of the structure inputs alone. An op mixes nodes if it multiplies data by structure
+(a dense adjacency), or gathers data at its places and adds it up at others (lists of edges). Behind each interaction
+stands a tensor that all relevance passes through: there walks are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xaicompile.errors import RuleError
+from xaicompile.facts import Facts
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.passes import control
+from xaicompile.registry import nearest
+from xaicompile.samples import Known, MixedError, back, follow, shaped
+from xaicompile.vjp.einsum import DOTS, terms_of
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One interaction layer.
+
+    Attributes:
+        mixes: The views that pass messages.
+        state: The tensor behind them that all relevance passes through.
+        axis: The nodes' axis in it, counted from the back.
+    """
+
+    mixes: Sequence[View]
+    state: Tensor
+    axis: int
+
+
+def names_of(p: Program, names: str) -> list[str]:
+    """The structure inputs, written with commas between.
+
+    Raises:
+        RuleError: None is named, or there is no such input.
+    """
+    found, known = [name for name in names.split(",") if name], [t.name for t in p.inputs if t.name in p.required]
+    if not found:
+        raise RuleError(f"gnn-lrp: name the input that holds the graph with --structure ({', '.join(known)})")
+    for name in found:
+        if name not in known:
+            raise nearest(name, known, "structure input")
+    return found
+
+
+def made_of(p: Program, facts: Facts, names: Sequence[str]) -> set[str]:
+    """Names of tensors that depend on structure, and not on the nodes' features."""
+    found = set(names)
+    for view in p.views:
+        reads = [t for t in (*view.x, *view.captures) if t is not None]
+        made = [y.name for y in view.y if y is not None and not facts.on_path(y)]
+        if any(t.name in found for t in reads):
+            found.update(made)
+    return found
+
+
+def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Sequence[str]) -> list[Interaction]:
+    """The interaction layers in order.
+
+    Raises:
+        RuleError: There are none, or nodes can't be told apart in front of the last of them.
+    """
+    structure, views = made_of(p, facts, names), control.on_the_way(p, facts, [end])
+    narrow = bottlenecks(views, facts, start, end)
+    axes, edges = {start.name: -2}, set[str]()
+    known = Known((start.shape or (None, None))[-2], shaped(p.views))
+    found: list[Interaction] = []
+    mixes: list[View] = []
+    mixed = ""
+    for view in views:
+        data = [x.name for x in view.x if x is not None and facts.on_path(x)]
+        axis = mixed_axis(view, facts, structure, axes)
+        if axis is None:
+            try:
+                follow(axes, [view], facts, known)
+            except MixedError as error:
+                mixed = mixed or str(error)
+            if any(name in edges for name in data):
+                edges.update(y.name for y in view.y if y is not None)
+        elif mixed and not all(name in axes for name in data):
+            raise RuleError(f"gnn-lrp: in front of {view} nodes can't be told apart: {mixed}")
+        else:
+            mixes.append(view)
+            axes[view.out().name] = axis
+            if view.op.startswith("Gather"):
+                edges.add(view.out().name)
+        y = narrow.get(view.name)
+        if y is not None and mixes and y.name in axes and y.name not in edges:
+            found.append(Interaction(mixes, y, axes[y.name]))
+            mixes = []
+    if not found or mixes:
+        where = f"behind {mixes[0]} no tensor holds all that goes on" if mixes else "no op mixes nodes by it"
+        raise RuleError(f"gnn-lrp: no interaction layer of '{', '.join(names)}': {where}")
+    return found
+
+
+def mixed_axis(view: View, facts: Facts, structure: set[str], axes: dict[str, int]) -> int | None:
+    """The nodes' (or edges') axis in the output of an op that mixes nodes; None for one that does not."""
+    x = [t for t in view.x if t is not None]
+    given, data = [t.name in structure for t in x], [facts.on_path(t) for t in x]
+    if view.domain or len(x) < 2 or not any(given) or not any(data):
+        return None
+    at = [axes.get(t.name) for t in x]
+    if view.op in ("MatMul", "Gemm") and given[0] and at[1] == -2 and not view.attr("transB"):
+        return -2
+    if view.op == "Einsum" and len(x) == 2:
+        terms, result = terms_of(view.attr("equation"))
+        i = data.index(True)
+        axis = at[i]
+        if axis is None or DOTS in "".join((*terms, result)) or terms[i][axis] in result:
+            return None
+        receiver = [c for c in terms[1 - i] if c in result and c not in terms[i]]
+        return result.index(receiver[0]) - len(result) if len(receiver) == 1 else None
+    if view.op == "Gather" and given[1] and at[0] is not None and x[1].rank == 1:
+        axis = int(view.attr("axis"))
+        return at[0] if (axis if axis < 0 else back(x[0], axis)) == at[0] else None
+    if view.op.startswith("Scatter") and len(x) == 3 and given[1] and at[2] is not None:
+        return at[2]
+    return None
+
+
+def bottlenecks(views: Sequence[View], facts: Facts, start: Tensor, end: Tensor) -> dict[str, Tensor]:
+    """By view, the tensor that all relevance passes through once the view is behind; most views have none."""
+    last: dict[str, int] = {end.name: len(views)}
+    for i, view in enumerate(views):
+        last |= {x.name: max(i, last.get(x.name, i)) for x in view.x if x is not None and facts.on_path(x)}
+    live, found = {start.name: start}, {}
+    for i, view in enumerate(views):
+        live |= {y.name: y for y in view.y if y is not None and facts.on_path(y)}
+        live = {name: t for name, t in live.items() if last.get(name, -1) > i}
+        if len(live) == 1:
+            found[view.name] = next(iter(live.values()))
+    return found
