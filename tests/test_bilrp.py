@@ -337,6 +337,9 @@ def test_the_loop_over_units_holds_no_forward_pass_and_weights_stand_in_the_file
         assert len(convs) == 6, "for either input, one in the second layer and two in the first, of inputs of any sign"
         assert all(n.input[0] in changing and n.input[1] not in changing for n in convs)
         assert all(changing & set(n.input) for n in body.node if n.op_type in ("Div", "Abs", "HardSigmoid", "MaxPool"))
+        products = [n for n in body.node if n.op_type == "Mul" and len(changing & set(n.input)) == 1]
+        if "ledger" not in options:  # masks and denominators are one product: seed, three layers and input, twice
+            assert len(products) == 10
         forward = [n for n in made.graph.node if n.op_type == "Conv" and n.input[1] in ("w1", "w2")]
         assert len(forward) == (4 if "chunk" not in options else 8)
         assert {"w1", "w2", "w3"} <= set(names_read(body))

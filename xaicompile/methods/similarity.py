@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from xaicompile.explained import total_per_sample
 from xaicompile.grid import Grid
 from xaicompile.half import held
 from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.ir.graph import Operand, Shape
 from xaicompile.ir.steps import StepBuilder, adopted, replayed
 from xaicompile.methods import branches
 from xaicompile.methods.job import Job, Result, between, explained_in
@@ -45,6 +47,30 @@ class Side:
     starts: Sequence[Tensor]
     end: Tensor
     tokens: bool
+
+
+class UnitBuilder(StepBuilder):
+    """Multiplies first what does not change with the units: (c mask) share becomes c (mask share), with one product."""
+
+    def __init__(self, parent: Builder) -> None:
+        super().__init__(parent)
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}  # of products: what changes, and what does not
+
+    def many(
+        self, op: str, outputs: int, *x: Operand | None, shape: Shape | None = None, **attrs: Any
+    ) -> tuple[Tensor, ...]:
+        """Emits a node, or one in place of two."""
+        pair = [self.adopt(t) for t in x if isinstance(t, Tensor)]
+        changing = [t for t in pair if self.inside(t) and not t.constant]
+        if op != "Mul" or len(pair) != 2 or len(changing) != 1:
+            return super().many(op, outputs, *x, shape=shape, **attrs)
+        c, fixed = changing[0], pair[1 - pair.index(changing[0])]
+        before, factor = self._factors.get(c.name, (c, fixed))
+        if before is not c and factor.shape == fixed.shape:
+            c, fixed = before, super().many("Mul", 1, factor, fixed)[0]
+        made = super().many(op, outputs, c, fixed, shape=shape, **attrs)
+        self._factors[made[0].name] = c, fixed
+        return made
 
 
 @method("bilrp", pool=16, project=0, similarity="dot", seed=0)
@@ -183,8 +209,9 @@ def repeated(job: Job, side: Side) -> Side:
     read = {t.name: t for v in side.views for t in (*v.x, *v.captures) if t and t.name not in made and not t.constant}
     if any(t.shape is None or isinstance(t.shape[0], int) for t in (*read.values(), *side.starts)):
         raise RuleError(f"--chunk {job.chunk}: the model's batch is fixed, so the units are done one by one")
+    batch = b.unique(f"{job.chunk}_{side.starts[0].name}")  # one symbol, so that sizes are known to agree
     known = {
-        name: b.op("Tile", t, [job.chunk] + [1] * ((t.rank or 1) - 1), shape=(None, *(t.shape or ())[1:]))
+        name: b.op("Tile", t, [job.chunk] + [1] * ((t.rank or 1) - 1), shape=(batch, *(t.shape or ())[1:]))
         for name, t in read.items()
     }
     return again(job, side, known)
@@ -239,7 +266,7 @@ def over_units(job: Job, sides: Sequence[Side]) -> tuple[Tensor, Tensor]:
         raise RuleError(f"--chunk {k}: {units} units can't be done {k} at a time")
     numbers = outer.const(np.arange(units) if weights is None else weights)
     scanned = outer.Reshape(numbers, [units // k, k, *(numbers.shape or ())[1:]])
-    b = StepBuilder(outer)
+    b = UnitBuilder(outer)
     sums = nothing(job, sides)
     with b.scope("unit"):
         before = [b.input("sum", t.dtype, t.shape) for t in sums]
