@@ -73,8 +73,16 @@ class StepBuilder(BodyBuilder):
         return self._origins[t.name]()
 
     def graph(self, name: str, inputs: Sequence[Tensor], ends: Sequence[Tensor]) -> onnx.GraphProto:
-        """The body, with its constants as initializers."""
+        """The body, with its constants as initializers.
+
+        Shapes are stated, since a runtime infers none from what the body reads of the graph around; without them its
+        convolutions leave their fastest layout between any two.
+        """
         made = super().graph(name, inputs, ends)
+        outputs = {y for node in made.node for y in node.output} - {t.name for t in ends}
+        for y in (y for node in self.nodes for y in node.outputs if y.name in outputs and y.dtype and y.shape):
+            kind = helper.np_dtype_to_tensor_dtype(y.dtype)
+            made.value_info.append(helper.make_tensor_value_info(y.name, kind, list(y.shape)))
         used = {x for node in made.node for x in node.input}
         used |= {x for node in made.node for inner in subgraphs(node) for x in names_read(inner)}
         for constant in self.constants():
