@@ -27,6 +27,13 @@ SUM = np.array([0])
 ORDERS = {
     "messages first": "m{i} = MatMul(a, h{i})\n z{i} = MatMul(m{i}, w{i})",
     "weights first": "m{i} = MatMul(h{i}, w{i})\n z{i} = MatMul(a, m{i})",
+    "columns": """
+        across{i} = Transpose(h{i})
+        senders{i} = Transpose(a)
+        sent{i} = MatMul(across{i}, senders{i})
+        m{i} = Transpose(sent{i})
+        z{i} = MatMul(m{i}, w{i})
+    """,
     "einsum": 'm{i} = MatMul(h{i}, w{i})\n z{i} = Einsum<equation="kj,jf->kf">(a, m{i})',
     "edges": """
         s{i} = Gather<axis=0>(h{i}, source)
@@ -222,9 +229,14 @@ def test_any_node_is_the_sum_over_nodes() -> None:
 
 
 def test_defaults_are_a_walk_at_node_0_and_all_nodes() -> None:
-    found = explained(gcn(2), feed(), 0.7)
-    np.testing.assert_allclose(found["walk_relevance"], [by_loops(2, 0.7, False, np.zeros(3, int))], rtol=1e-10)
-    np.testing.assert_allclose(found["subgraph_relevance"], [found["y"][0, 1]], rtol=1e-10)
+    """Whether the number of nodes is fixed or not."""
+    for nodes in (str(NODES), "M"):
+        model = compile_model(
+            gcn(2, nodes=nodes), "gnn-lrp", structure="a", parameters={"epsilon": 0.0}, target=1
+        ).model
+        found = exact(model, feed())
+        np.testing.assert_allclose(found["walk_relevance"], [by_loops(2, 0.25, False, np.zeros(3, int))], rtol=1e-10)
+        np.testing.assert_allclose(found["subgraph_relevance"], [found["y"][0, 1]], rtol=1e-10)
 
 
 @pytest.mark.parametrize("nodes", ["N,5", "N,M"])
@@ -345,6 +357,19 @@ def test_bad_options_are_told(options: dict[str, Any], told: str) -> None:
 def test_a_model_that_mixes_no_nodes_is_refused() -> None:
     model = net("(double[5,3] x, double[5,5] a) => (double[5,3] y)", "r = Relu(x)\n s = ReduceSum(a)\n y = Mul(r, s)")
     with pytest.raises(RuleError, match="no interaction layer of 'a': no op mixes nodes by it"):
+        compile_model(model, "gnn-lrp", structure="a")
+
+
+def test_what_mixes_nodes_by_data_in_front_of_a_layer_is_refused() -> None:
+    body = """
+        t = Transpose(x)
+        scores = MatMul(x, t)
+        mean = MatMul(scores, x)
+        m = MatMul(a, mean)
+        y = Relu(m)
+    """
+    model = net("(double[5,3] x, double[5,5] a) => (double[5,3] y)", body)
+    with pytest.raises(RuleError, match=r"in front of MatMul '.*' nodes can't be told apart: MatMul '.*' multiplies"):
         compile_model(model, "gnn-lrp", structure="a")
 
 

@@ -18,6 +18,8 @@ from xaicompile.registry import nearest
 from xaicompile.samples import Known, MixedError, back, follow, shaped
 from xaicompile.vjp.einsum import DOTS, terms_of
 
+MIXING = ("MatMul", "Gemm", "Einsum", "Gather", "ScatterElements", "ScatterND")  # what may pass messages by structure
+
 
 @dataclass(frozen=True)
 class Interaction:
@@ -77,14 +79,14 @@ def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Se
         data = [x.name for x in view.x if x is not None and facts.on_path(x)]
         axis = mixed_axis(view, facts, structure, axes)
         if axis is None:
+            if mixed and view.op in MIXING and not any(name in axes for name in data) and reads(view, structure):
+                raise RuleError(f"gnn-lrp: in front of {view} nodes can't be told apart: {mixed}")
             try:
                 follow(axes, [view], facts, known)
             except MixedError as error:
                 mixed = mixed or str(error)
             if any(name in edges for name in data):
                 edges.update(y.name for y in view.y if y is not None)
-        elif mixed and not all(name in axes for name in data):
-            raise RuleError(f"gnn-lrp: in front of {view} nodes can't be told apart: {mixed}")
         else:
             mixes.append(view)
             axes[view.out().name] = axis
@@ -95,9 +97,14 @@ def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Se
             found.append(Interaction(mixes, y, axes[y.name]))
             mixes = []
     if not found or mixes:
-        where = f"behind {mixes[0]} no tensor holds all that goes on" if mixes else "no op mixes nodes by it"
+        where = f"behind {mixes[0]} no tensor holds all that goes on" if mixes else mixed or "no op mixes nodes by it"
         raise RuleError(f"gnn-lrp: no interaction layer of '{', '.join(names)}': {where}")
     return found
+
+
+def reads(view: View, structure: set[str]) -> bool:
+    """True if the view reads structure."""
+    return any(x is not None and x.name in structure for x in view.x)
 
 
 def mixed_axis(view: View, facts: Facts, structure: set[str], axes: dict[str, int]) -> int | None:
@@ -109,6 +116,8 @@ def mixed_axis(view: View, facts: Facts, structure: set[str], axes: dict[str, in
     at = [axes.get(t.name) for t in x]
     if view.op in ("MatMul", "Gemm") and given[0] and at[1] == -2 and not view.attr("transB"):
         return -2
+    if view.op == "MatMul" and given[1] and at[0] == -1:  # nodes as columns
+        return -1
     if view.op == "Einsum" and len(x) == 2:
         terms, result = terms_of(view.attr("equation"))
         i = data.index(True)
