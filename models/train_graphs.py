@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--to", type=Path, default=HERE, help="folder to write to (default: beside this script)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gamma", type=float, default=0.25)
+    parser.add_argument("--gamma", type=float, default=1.0)
     parser.add_argument("--measure", action="store_true", help="measure the network that is there already")
     options = parser.parse_args()
     path = options.to / "graphs.onnx"

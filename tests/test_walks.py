@@ -347,11 +347,21 @@ def test_the_shipped_rule_keeps_the_last_layer_at_epsilon() -> None:
             "--structure a is for --rule gnn-lrp; rule 'lrp-gamma' knows no graph",
         ),
         ({"structure": "a", "explain_input": ["x", "a"]}, "gnn-lrp explains one input"),
+        ({"structure": "a", "chunk": 2}, "--chunk 2: gnn-lrp does walks and sets of nodes one by one"),
+        ({"structure": "a", "ledger": True}, "--ledger: rule 'gnn-lrp' explains inputs only"),
     ],
 )
 def test_bad_options_are_told(options: dict[str, Any], told: str) -> None:
     with pytest.raises(RuleError, match=told):
         compile_model(gcn(2), **{"rule": "gnn-lrp", **options})
+
+
+def test_several_maps_share_their_walks() -> None:
+    some, model = walks(2)[::9], gcn(2)
+    found = explained(model, feed(), walks=some, maps=2, target=[0, 1])
+    for key in ("relevance", "node_relevance", "walk_relevance", "subgraph_relevance"):
+        want = np.stack([explained(model, feed(), walks=some, target=t)[key] for t in (0, 1)])
+        np.testing.assert_allclose(found[key], want, rtol=0, atol=1e-12)
 
 
 def test_a_model_that_mixes_no_nodes_is_refused() -> None:

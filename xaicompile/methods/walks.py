@@ -42,8 +42,10 @@ def gnn_lrp(job: Job) -> Result:
     all walks inside each set; the last three with [N, ...] in front for several graphs.
 
     Raises:
-        RuleError: No such structure, no interaction layer, or an explained input of another rank.
+        RuleError: No such structure, no interaction layer, an explained input of another rank, or chunks.
     """
+    if job.chunk > 1:
+        raise RuleError(f"--chunk {job.chunk}: gnn-lrp does walks and sets of nodes one by one")
     p, b, start = job.p, job.p.builder, only_start(job)
     names = names_of(p, job.parameter("structure"))
     canonical.run(p, job.end.tensor.name)
