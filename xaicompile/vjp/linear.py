@@ -123,7 +123,7 @@ def strided(b: Builder, c: Tensor, w: Tensor, window: Window, group: int, x: Ten
         dense = replace(window, strides=(1,) * len(rest), end=end)
         return conv_transposed(b, spread_apart(b, c, group, window, [0] * len(rest)), w, dense, group, x)
     if static and group == 1 and set(window.kernel) == {1} and not any(pads):
-        made = b.Conv(c, turned_kernel(b, w, group))
+        made = conv_transposed(b, c, w, replace(window, strides=(1,) * len(rest)), group, c)
         return in_blocks(b, spread_apart(b, made, static[1], window, rest))
     return in_blocks(b, transposed(b, c, w, window, group, pads, rest))
 
