@@ -17,7 +17,7 @@ import pytest
 
 import xaicompile
 from tests.finite_nets import NETS, Net
-from tests.graphs import Arrays, exact, run
+from tests.graphs import Arrays, exact, net, run
 from xaicompile import composite
 from xaicompile.errors import RuleError
 
@@ -166,3 +166,20 @@ def test_methods_are_finite_in_half_precision(rule: str, folder: Path) -> None:
         x = rows(NETS[name].shape, np.float16)[[0, 1, 4]]
         outputs = exact(xaicompile.compile(NETS[name].make(np.float16), **options(rule, folder, NETS[name])), {"x": x})
         assert all(np.isfinite(v).all() for v in outputs.values())
+
+
+def test_gamma_in_double_precision_is_finite_in_the_runtime(tmp_path: Path) -> None:
+    """ONNX Runtime takes a float64 that float32 can't hold for 0: what keeps 0/0 away must not be one."""
+    (tmp_path / "g.toml").write_text('extends = "lrp-gamma"\n[[rules]]\nmatch = { op = "MatMul" }\nrule = "gamma"\n')
+    rng = np.random.default_rng(0)
+    model = net(
+        "(double[N,6] x) => (double[N,3] y)",
+        "h = MatMul(x, w1) a = Relu(h) y = MatMul(a, w2)",
+        w1=rng.normal(size=(6, 8)),
+        w2=rng.normal(size=(8, 3)),
+    )
+    x = rng.normal(size=(4, 6)) * np.array([[0], [1], [1], [1]])
+    found = run(xaicompile.compile(model, tmp_path / "g.toml"), {"x": x})["relevance"]
+    want = exact(xaicompile.compile(model, tmp_path / "g.toml"), {"x": x})["relevance"]
+    assert np.isfinite(found).all() and not found[0].any() and found[1:].any()
+    np.testing.assert_allclose(found, want, rtol=1e-12, atol=1e-14)

@@ -210,6 +210,9 @@ def negative(layer: Layer, t: Weight) -> Weight:
 
 
 def tiny(t: Tensor) -> float:
-    """A number next to nothing: the smallest normal one, in half precision (6e-5) the smallest of all."""
-    kind = np.finfo(t.dtype or np.float32)
-    return float(kind.smallest_subnormal if kind.bits == 16 else kind.tiny)
+    """A number next to nothing: the smallest normal one of float32, in half precision (6e-5) the smallest of all.
+
+    Of float64 ONNX Runtime takes what float32 can't hold for 0, and leaves out its addition.
+    """
+    half = np.finfo(t.dtype or np.float32).bits == 16
+    return float(np.finfo(np.float16).smallest_subnormal if half else np.finfo(np.float32).tiny)
