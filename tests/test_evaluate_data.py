@@ -223,13 +223,14 @@ def test_the_command(folder: Path) -> None:
 
 def test_what_is_left_out_is_listed_and_the_exit_code_says_so(folder: Path, photos: Path) -> None:
     (photos / "bad.jpg").write_bytes(b"no picture")
-    result = evaluate(folder, "photos", rules=("gradient-x-input", "neuralized-kmeans"))
+    result = evaluate(folder, "photos", rules=("gradient-x-input", "neuralized-kmeans", "bilrp:pool=4"))
     assert result.exit_code == 7, result.output
     assert "skipped bad.jpg: " in result.stderr and "is not a picture that can be read" in result.stderr
     assert "rule neuralized-kmeans failed: " in result.stderr
+    assert "rule bilrp:pool=4 failed: its relevance is not one number for each value of the input" in result.stderr
     report = json.loads((folder / "r" / "report.json").read_text())
     assert report["samples"] == 4 and [s["name"] for s in report["skipped"]] == ["bad.jpg"]
-    assert [f["rule"] for f in report["failed"]] == ["neuralized-kmeans"] and list(report["rules"]) == [
+    assert [f["rule"] for f in report["failed"]] == ["neuralized-kmeans", "bilrp:pool=4"] and list(report["rules"]) == [
         "gradient-x-input"
     ]
 

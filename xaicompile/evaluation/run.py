@@ -153,14 +153,28 @@ def compiled_rules(plan: Plan) -> tuple[dict[str, Compiled], list[dict[str, Any]
             compiled = explained(plan, compared)
             if len(compiled.relevance) > 1:
                 raise RuleError(f"explains {', '.join(compiled.relevance)}; choose one with --explain-input")
-            if not compiled.relevance:
-                raise RuleError("gives no relevance")
+            check_shape(compiled)
             made[compared.name] = compiled
         except XaiCompileError as error:
             failed.append((compared.name, error))
     if not made:
         raise failed[0][1]
     return made, [{"rule": name, "reason": " ".join(str(error).split()), "samples": None} for name, error in failed]
+
+
+def check_shape(compiled: Compiled) -> None:
+    """Refuses relevance that is not that of the input's values, as that of pairs.
+
+    Raises:
+        RuleError: Says so.
+    """
+    ranks = {
+        t.name: len(t.type.tensor_type.shape.dim) for t in (*compiled.model.graph.input, *compiled.model.graph.output)
+    }
+    for name, relevance in compiled.relevance.items():
+        if ranks[name] == ranks[relevance]:
+            return
+    raise RuleError("its relevance is not one number for each value of the input, by which values could be flipped")
 
 
 def compiled_flips(plan: Plan) -> dict[str, Compiled]:
