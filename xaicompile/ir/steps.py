@@ -50,12 +50,13 @@ class StepBuilder(BodyBuilder):
     ) -> tuple[Tensor, ...]:
         """Emits a node: here if it is constant or changes with the steps, else in the graph around."""
         given = [t for t in self._operands(x) if t is not None]
+        here = any(self.inside(t) and t.name not in self._origins for t in given)
         if all(t.constant for t in given):
             made = Builder.many(self, op, outputs, *x, shape=shape, **attrs)
-            for i, t in enumerate(made):
+            for i, t in enumerate(() if here else made):
                 self._origins[t.name] = lambda i=i: self._outside(op, outputs, x, shape, attrs)[i]  # type: ignore[misc]
             return made
-        if any(self.inside(t) and not t.constant for t in given):
+        if here:
             return super().many(op, outputs, *x, shape=shape, **attrs)
         return super().many(op, outputs, *[self.outward(t) for t in x], shape=shape, **attrs)
 
