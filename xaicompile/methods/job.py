@@ -235,8 +235,6 @@ def over_steps(
         scanned = [in_chunks(p.builder, t, chunk) for t in scanned]
         check_chunks(job, views)
     b = StepBuilder(p.builder)
-    sub = Program(p.source, p.opset, ())
-    sub.builder, sub.domains = b, p.domains
     with b.scope("step"):
         before = [b.input("sum", t.dtype, t.shape) for t in sums]
         args = [b.input("arg", t.dtype, (t.shape or (None,))[1:]) for t in scanned]
@@ -245,11 +243,9 @@ def over_steps(
         placed = [points(b, given, clean) for given in each]
         at = [joined(b, pieces, t) for pieces, t in zip(zip(*placed, strict=True), clean, strict=True)]
         known = {t.name: x for t, x in zip(starts, at, strict=True)}
-        sub.views = replayed(b, views, known)
+        made = replayed(b, views, known)
         end = known[job.end.tensor.name]
-        sub.tensors = {t.name: t for t in at}
-        sub.tensors |= {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
-        sub.outputs = [end]
+        sub = program(p, b, made, at, end)
         found = explained_in(job, sub, at, end, kind) if kind is not None else []
         pieces = [apart(b, t, chunk) for t in (end, *found)]
         now: Sequence[Tensor] = before
@@ -300,6 +296,21 @@ def joined(b: StepBuilder, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
 def apart(b: StepBuilder, t: Tensor, chunk: int) -> Sequence[Tensor]:
     """What belongs to each point of a chunk."""
     return [t] if chunk == 1 else b.many("Split", chunk, t, axis=0, num_outputs=chunk)
+
+
+def program(p: Program, b: Builder, views: Sequence[View], starts: Sequence[Tensor], end: Tensor) -> Program:
+    """Some views as a program of their own, whose explanation a builder emits."""
+    sub = Program(p.source, p.opset, ())
+    sub.builder, sub.domains, sub.views, sub.outputs = b, p.domains, list(views), [end]
+    sub.tensors = {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None}
+    sub.tensors |= {t.name: t for t in (*starts, end)}
+    return sub
+
+
+def as_it_stands(p: Program, b: StepBuilder, views: Sequence[View], starts: Sequence[Tensor], end: Tensor) -> Program:
+    """The forward pass as it stands outside a loop's body, to be explained in it: only cotangents change there."""
+    read = [v.varied(x=[t and b.adopt(t) for t in v.x], y=[t and b.adopt(t) for t in v.y]) for v in views]
+    return program(p, b, read, [b.adopt(t) for t in starts], b.adopt(end))
 
 
 def explained_in(

@@ -21,11 +21,11 @@ from xaicompile.errors import RuleError
 from xaicompile.explained import total_per_sample
 from xaicompile.grid import Grid
 from xaicompile.half import held
-from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.graph import Operand, Shape
 from xaicompile.ir.steps import StepBuilder, adopted, replayed
 from xaicompile.methods import branches
-from xaicompile.methods.job import Job, Result, between, explained_in
+from xaicompile.methods.job import Job, Result, as_it_stands, between, explained_in
 from xaicompile.registry import METHOD_PARAMETERS, method
 
 MOST = 20_000_000  # pairs of regions
@@ -349,12 +349,8 @@ def of_side(job: Job, b: StepBuilder, side: Side, weights: Tensor) -> tuple[Tens
     Args:
         weights: Of the embedding's units, [K, M]: where the backward pass starts.
     """
-    sub = Program(job.p.source, job.p.opset, ())
-    sub.builder, sub.domains = b, job.p.domains
-    sub.views = [v.varied(x=[t and b.adopt(t) for t in v.x], y=[t and b.adopt(t) for t in v.y]) for v in side.views]
+    sub = as_it_stands(job.p, b, side.views, side.starts, side.end)
     starts, end = [b.adopt(t) for t in side.starts], b.adopt(side.end)
-    sub.tensors = {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None} | {t.name: t for t in starts}
-    sub.outputs = [end]
     flat = b.Flatten(end, axis=1)
     ones = b.Reshape(b.expand_like(b.const(np.ones((), end.dtype)), flat), [job.chunk, -1, units_of(flat)])
     cotangent = b.reshape_like(ones * b.Unsqueeze(weights, [1]), end)

@@ -20,7 +20,7 @@ from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder
-from xaicompile.methods.job import Job, Result, explained_in
+from xaicompile.methods.job import Job, Result, as_it_stands, explained_in
 from xaicompile.methods.structure import Interaction, interactions, made_of, names_of
 from xaicompile.outputs import relevance_outputs, result_of
 from xaicompile.passes import canonical
@@ -173,14 +173,8 @@ def passes(job: Job, layers: Sequence[Interaction], scanned: Tensor, masks_of: M
         row = b.input("row", scanned.dtype, (scanned.shape or ())[1:])
         first, *others = masks_of(b, row)
         taps = {layer.state.name: tap(b, layer, mask) for layer, mask in zip(layers, others, strict=True)}
-        sub = Program(job.p.source, job.p.opset, ())
-        sub.builder, sub.domains = b, job.p.domains
-        sub.views = [
-            v.varied(x=[t and b.adopt(t) for t in v.x], y=[t and b.adopt(t) for t in v.y]) for v in job.p.views
-        ]
+        sub = as_it_stands(job.p, b, job.p.views, [start], job.end.tensor)
         at, end = b.adopt(start), b.adopt(job.end.tensor)
-        sub.tensors = {t.name: t for v in sub.views for t in (*v.x, *v.y) if t is not None} | {at.name: at}
-        sub.outputs = [end]
         (found,) = explained_in(job, sub, [at], end, "relevance", b.adopt(job.seed.cotangent), taps=taps)
         brought = b.sum_axes(b.sum_axes(found, [-1]) * first, [-1])
         ends = b.ends([brought])
