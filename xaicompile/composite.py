@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -160,18 +160,28 @@ def load(rule: str | Path, parameters: Mapping[str, Any] | None = None, pool: st
     return composite
 
 
-def from_file(path: Path, seen: Sequence[Path]) -> Composite:
-    """Reads one TOML file and what it extends."""
+def read_toml(path: Path, what: str, keys: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file and what it says.
+
+    Raises:
+        RuleError: It can't be read, or holds other keys than these.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         data = tomllib.loads(text)
     except OSError as error:
-        raise RuleError(f"rule file {path} can't be read: {error.strerror}") from error
+        raise RuleError(f"{what} {path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RuleError(f"rule file {path} is not TOML: {error}") from error
+        raise RuleError(f"{what} {path} is not TOML: {error}") from error
     for key in data:
-        if key not in KEYS:
-            raise nearest(key, KEYS, f"key in {path.name}:")
+        if key not in keys:
+            raise nearest(key, keys, f"key in {path.name}:")
+    return text, data
+
+
+def from_file(path: Path, seen: Sequence[Path]) -> Composite:
+    """Reads one TOML file and what it extends."""
+    text, data = read_toml(path, "rule file", KEYS)
     base = Composite(path.stem)
     if "extends" in data:
         before = (*seen, path.resolve())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xaicompile.composite import folders
+from xaicompile.composite import folders, read_toml
 from xaicompile.errors import ModelError, RuleError
 from xaicompile.evaluation.flipping import Flipping, settings
 from xaicompile.registry import nearest
@@ -107,15 +106,7 @@ def read_preset(preset: str) -> dict[str, Any]:
     path = presets().get(preset) or Path(preset)
     if path.suffix != ".toml":
         raise nearest(preset, presets(), "preset")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RuleError(f"preset {path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RuleError(f"preset {path} is not TOML: {error}") from error
-    for key in data:
-        if key not in KEYS:
-            raise nearest(key, KEYS, f"key in {path.name}:")
+    _, data = read_toml(path, "preset", KEYS)
     given = table(data, "data", path)
     for key in given:
         if key not in DATA:

@@ -15,12 +15,12 @@ import numpy as np
 from xaicompile.backward import backward
 from xaicompile.errors import RuleError
 from xaicompile.facts import Facts
-from xaicompile.ir import Builder, Program, Tensor, View
+from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.loops import with_loops
 from xaicompile.ir.steps import StepBuilder, adopted, replayed
 from xaicompile.methods.curvature import is_flat, rounded
 from xaicompile.methods.groups import Groups
-from xaicompile.methods.job import Job, between, check_chunks
+from xaicompile.methods.job import Job, between, check_chunks, program
 from xaicompile.ruled import ruled
 
 FLAT = (
@@ -66,7 +66,7 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
         end = known.get(end.name) or adopted(b, end)
     seed = adopted(b, job.seed.cotangent)
     cotangent = seed if copies == 1 else tiled(b, seed, copies)
-    p = program(job, b, [view.varied(bodies=()) for view in views], end)
+    p = program(job.p, b, [view.varied(bodies=()) for view in views], [at], end)
     facts, before = Facts(p, [at.name]), len(b.nodes)
     with b.recorded() as record:  # also of what subgraphs make of the input alone, which stands before their loops
         job.ruled = ruled(p, facts, job.rules, end)
@@ -86,8 +86,7 @@ def times(job: Job, b: Builder, place: Place, v: Tensor) -> Tensor:
         return b.zeros_like(start)
     views = [named(b, view, i) for i, view in enumerate(place.views)]
     gradient = adopted(b, place.gradient)
-    p = program(job, b, views, gradient)
-    p.tensors[start.name] = start
+    p = program(job.p, b, views, [start], gradient)
     facts = Facts(p, [start.name])
     chosen = ruled(p, facts, job.rules, gradient)
     return backward(p, facts, {gradient.name: v}, [start.name], chosen.pick)[start.name].cotangent(b, start)
@@ -130,14 +129,6 @@ def interactions(job: Job, b: Builder, at: Tensor, delta: Tensor, groups: Groups
 def tiled(b: Builder, t: Tensor, copies: int) -> Tensor:
     """Copies of a batch behind each other."""
     return b.op("Tile", t, [copies] + [1] * ((t.rank or 1) - 1), shape=(None, *(t.shape or ())[1:]))
-
-
-def program(job: Job, b: Builder, views: Sequence[View], end: Tensor) -> Program:
-    """Views as a program of their own."""
-    p = Program(job.p.source, job.p.opset, ())
-    p.builder, p.domains, p.views, p.outputs = b, job.p.domains, list(views), [end]
-    p.tensors = {t.name: t for v in p.views for t in (*v.x, *v.y) if t is not None} | {end.name: end}
-    return p
 
 
 def named(b: Builder, view: View, i: int) -> View:
