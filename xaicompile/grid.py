@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xaicompile.errors import RuleError
-from xaicompile.images import channels_last
+from xaicompile.images import channel_axis
 from xaicompile.ir import Builder, Tensor
 
 
@@ -25,8 +25,7 @@ class Grid:
     @property
     def channels(self) -> int | None:
         """Axis of the channels, or of a token's features, which are flipped together; None for tables."""
-        rank = self.start.rank or 0
-        return None if rank == 2 else 2 if self.tokens else 3 if channels_last(self.start.shape) else 1
+        return 2 if self.tokens and self.start.rank != 2 else channel_axis(self.start.shape)
 
     @property
     def axes(self) -> list[int]:

@@ -169,6 +169,11 @@ def channels_last(shape: Sequence[int | str | None] | None) -> bool:
     return all(not isinstance(d, int) or d > 4 for d in shape[1:3])
 
 
+def channel_axis(shape: Sequence[int | str | None] | None) -> int | None:
+    """Axis of the channels of a batch of images or signals: 1, or 3 where they stand behind; None for tables."""
+    return None if len(shape or ()) < 3 else 3 if channels_last(shape) else 1
+
+
 def read_photo(
     path: str | os.PathLike[str], shape: Sequence[int | str | None], dtype: Any, preprocess: Preprocess | None
 ) -> Photo:

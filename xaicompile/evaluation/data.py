@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xaicompile.errors import ModelError, RuleError
-from xaicompile.images import ARRAYS, Preprocess, channels_last, fit, is_array, read_arrays, read_photo, read_picture
+from xaicompile.images import ARRAYS, Preprocess, channel_axis, fit, is_array, read_arrays, read_photo, read_picture
 from xaicompile.runtime import Port
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -206,11 +206,6 @@ class Dataset:
         if mask.shape != positions:
             raise ModelError(f"the mask is {list(mask.shape)}, the sample's positions are {list(positions)}")
         return np.asarray(mask != 0)
-
-
-def channel_axis(shape: Sequence[int]) -> int | None:
-    """Axis of the channels of a batch: 1, or 3 where they stand behind; None for tables."""
-    return None if len(shape) < 3 else 3 if channels_last(shape) else 1
 
 
 def fitting(values: np.ndarray, port: Port) -> np.ndarray:

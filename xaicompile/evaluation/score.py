@@ -11,9 +11,9 @@ import numpy as np
 
 from xaicompile.errors import ModelError, RuleError, XaiCompileError
 from xaicompile.evaluation import artifact, maps
-from xaicompile.evaluation.data import NO_LABEL, Dataset, Sample, channel_axis
+from xaicompile.evaluation.data import NO_LABEL, Dataset, Sample
 from xaicompile.evaluation.plan import Plan
-from xaicompile.images import Preprocess
+from xaicompile.images import Preprocess, channel_axis
 from xaicompile.report import read_classes
 from xaicompile.runtime import Port, Session
 
@@ -117,7 +117,7 @@ class Scorer:
     @property
     def axis(self) -> int | None:
         """Axis of the channels in one sample's relevance, None if it has none."""
-        axis = channel_axis([d if isinstance(d, int) else 0 for d in self.port.shape])
+        axis = channel_axis(self.port.shape)
         return None if axis is None or not self.floating else axis - 1
 
     @property
