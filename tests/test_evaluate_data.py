@@ -67,6 +67,8 @@ def test_labels(photos: Path, tmp_path: Path) -> None:
     assert list(Dataset(photos, [PORT]).labels.values()) == [0, 1, 2, 0]
     (tmp_path / "rows.txt").write_text("2\n1\n0\n2\n")
     assert list(Dataset(photos, [PORT], labels=tmp_path / "rows.txt").labels.values()) == [2, 1, 0, 2]
+    (tmp_path / "headed.csv").write_text("label\n2\n1\n0\n2\n")
+    assert list(Dataset(photos, [PORT], labels=tmp_path / "headed.csv").labels.values()) == [2, 1, 0, 2]
     np.save(tmp_path / "rows.npy", np.array([1, 1, 2, 0]))
     assert list(Dataset(photos, [PORT], labels=tmp_path / "rows.npy").labels.values()) == [1, 1, 2, 0]
     (tmp_path / "short.txt").write_text("2\n1\n")
