@@ -251,6 +251,7 @@ BAD = {
     "place": (["x.npy", "--rule", "lrp-gamma", "--artifact", "x", "--artifact-at", "1"], 2, "expected X,Y in pixels"),
     "no rule works": (["x.npy", "--rule", "neuralized-kmeans"], 4, ""),
     "labels": (["x.npy", "--rule", "lrp-gamma", "--target", "label"], 2, "no sample has a label"),
+    "target out of range": (["x.npy", "--rule", "lrp-gamma", "--target", "3"], 2, "--target 3: 'y' has 3 values a"),
     "empty folder": (["empty", "--rule", "lrp-gamma"], 3, "holds no pictures"),
     "all wrong": (["wrong.npy", "--rule", "lrp-gamma"], 3, "its shape is [1, 3, 8, 7]"),
     "no model": (["x.npy", "--rule", "lrp-gamma"], 3, "m.onnx"),
@@ -269,7 +270,21 @@ def test_bad_input_gets_one_line(name: str, folder: Path) -> None:
     assert result.exit_code == code, result.output
     assert message in result.stderr and "Traceback" not in result.output
     assert len([line for line in result.stderr.splitlines() if line.startswith("Error: ")]) == 1
-    assert not (folder / "r" / "report.json").exists()
+    assert not (folder / "r").exists()
+
+
+def test_labels_and_maps_that_say_nothing(folder: Path) -> None:
+    """A label that is no output is left out; relevance that is zero throughout has no entropy and no Gini index."""
+    (folder / "labels.txt").write_text("0\n1\n2\n3\n1\n")
+    options = ["--target", "label", "--labels", str(folder / "labels.txt")]
+    (folder / "none.toml").write_text('name = "none"\n[[rules]]\nrule = "stop"\n')
+    result = evaluate(folder, "x.npy", *options, rules=("gradient-x-input", str(folder / "none.toml")))
+    assert result.exit_code == 7, result.output
+    assert "skipped 3: its label is 3, the model has 3 outputs" in result.stderr and "Traceback" not in result.output
+    report = json.loads((folder / "r" / "report.json").read_text())
+    assert report["samples"] == 4
+    empty = report["rules"][str(folder / "none.toml")]["understandability"]
+    assert empty["gini"] is None and empty["entropy"] is None and empty["png_bytes"]["mean"] > 0
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------

@@ -164,26 +164,20 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     ]
     for name, one in report["rules"].items():
         f, u, t = one["fidelity"], one["understandability"], one.get("runtime") or {}
-        rows.append(
-            (
-                name,
-                short(f["aopc"]["mean"]),
-                f"{short(f['aopc']['low'])} to {short(f['aopc']['high'])}",
-                ""
-                if f["over_random"] is None
-                else f"{short(f['over_random']['low'])} to {short(f['over_random']['high'])}",
-                "" if f["insertion"] is None else short(f["insertion"]["mean"]),
-                f"{u['png_bytes']['mean']:.0f}",
-                short(u["gini"]["mean"]),
-                f"{t['ratio']:.2f}" if t.get("ratio") else "",
-            )
-        )
+        ratio = f"{t['ratio']:.2f}" if t.get("ratio") else ""
+        fidelity = (mean(f["aopc"]), ends(f["aopc"]), ends(f["over_random"]), mean(f["insertion"]))
+        rows.append((name, *fidelity, mean(u["png_bytes"], ".0f"), mean(u["gini"]), ratio))
     if report["random"]:
         area = report["random"]["aopc"]
-        rows.append(("random", short(area["mean"]), f"{short(area['low'])} to {short(area['high'])}", *[""] * 5))
+        rows.append(("random", mean(area), ends(area), *[""] * 5))
     return [f"{report['samples']} samples", *summary.table(rows)]
 
 
-def short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
+def mean(interval: Mapping[str, float] | None, form: str = ".3g") -> str:
+    """The mean of an interval, empty where it was not measured."""
+    return "" if interval is None else format(interval["mean"], form)
+
+
+def ends(interval: Mapping[str, float] | None) -> str:
+    """The ends of an interval, empty where it was not measured."""
+    return "" if interval is None else f"{interval['low']:.3g} to {interval['high']:.3g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -71,13 +72,19 @@ def evaluate(
     store.refuse(plan, force)
     made, failed = compiled_rules(plan)
     flips = compiled_flips(plan)
+    new = not store.folder.exists()
     store.open(plan, force)
     paths = {name: store.folder / "models" / f"{i}.onnx" for i, name in enumerate(made)}
     for name, compiled in made.items():
         compiled.save(paths[name], force=True)
     for order, compiled in flips.items():
         compiled.save(store.folder / "models" / f"{order}.onnx", force=True)
-    scorer = Scorer(plan, store.folder / "models", paths)
+    try:
+        scorer = Scorer(plan, store.folder / "models", paths)
+    except XaiCompileError:
+        if new:
+            shutil.rmtree(store.folder)
+        raise
     blocks = store.missing(scorer.blocks)
     work = engine.by_ray(store, paths, blocks, workers) if by == "ray" else engine.local(scorer, store, blocks)
     for _ in progress(work, len(blocks)):
@@ -90,6 +97,8 @@ def evaluate(
             *(f"{f['rule']}: {f['reason']}" for f in report["failed"]),
             *(s["reason"] for s in report["skipped"]),
         ]
+        if new:
+            shutil.rmtree(store.folder)
         raise ModelError(f"not one sample could be explained; {reasons[0] if reasons else 'there is none'}")
     samples = readable(scorer, CHECKED)
     for compared in plan.rules:

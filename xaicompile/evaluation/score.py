@@ -58,6 +58,10 @@ class Scorer:
         )
         if plan.target == "label" and not self.data.labels:
             raise RuleError("--target label: no sample has a label; give --labels")
+        self.outputs = size_of(scores_of(any_one))
+        asked = (plan.target, plan.artifact and plan.artifact.get("target"))
+        for target in (t for t in asked if isinstance(t, int) and not -1 <= t < (self.outputs or t + 1)):
+            raise RuleError(f"--target {target}: '{scores_of(any_one).name}' has {self.outputs} values a sample")
         self.port = self.data.ports[0]
         self.planted = artifact.planted(plan.artifact, self.port, self.preprocess) if plan.artifact else None
         self.single = isinstance(self.port.shape[0], int)
@@ -75,6 +79,8 @@ class Scorer:
                 sample = self.data[i]
                 if self.plan.target == "label" and sample.label == NO_LABEL:
                     raise ModelError("it has no label, and --target label explains that")
+                if self.plan.target == "label" and sample.label >= (self.outputs or sample.label + 1):
+                    raise ModelError(f"its label is {sample.label}, the model has {self.outputs} outputs")
                 samples.append(sample)
             except XaiCompileError as error:
                 rows.append(row(i, self.data.names[i], reason=str(error)))
@@ -209,6 +215,12 @@ def alike(samples: Sequence[Sample], single: bool) -> list[list[Sample]]:
     for s in samples:
         groups.setdefault(tuple(v.shape for v in s.feed.values()), []).append(s)
     return list(groups.values())
+
+
+def size_of(port: Port) -> int | None:
+    """How many values a sample has, None if that is open."""
+    sizes = [d for d in port.shape[1:] if isinstance(d, int)]
+    return int(np.prod(sizes)) if len(sizes) == len(port.shape) - 1 else None
 
 
 def scores_of(session: Session) -> Port:
