@@ -53,18 +53,8 @@ def explain_file(
         raise ModelError(f"{os.fspath(model)} was not compiled by xaicompile: it has no relevance output")
     names = report.read_classes(classes, session.metadata)
     feed, pixels = feed_of(session, source, preprocess)
-    name = session.metadata.get("xaicompile.target", "")
     maps = json.loads(session.metadata.get("xaicompile.maps", "null"))
-    said = [] if target is None else target.split(",") if maps else [target]
-    wanted = [class_index(part, names) for part in said] or None
-    if wanted is not None:
-        if not name:
-            raise RuleError("--target: this model explains a reduction of its output, not one element")
-        if len(wanted) != (maps or 1):
-            raise RuleError(f"--target: {len(wanted)} given, but the model gives {maps} maps a sample")
-        feed[name] = np.array([wanted] if maps else wanted, np.int64)
-    elif name:
-        wanted = default_targets(model, name)
+    wanted = choose_targets(session, model, target, names, feed)
     result = session.run(feed)
     found = {key: np.asarray(result[value]) for key, value in relevance.items()}
     scores = [score(session, result, set(relevance.values()), t, names) for t in wanted or [ARGMAX]]
@@ -97,6 +87,31 @@ def feed_of(
         port = session.inputs[0]
         arrays = arrays[None] if arrays.ndim == len(port.shape) - 1 else arrays
     return adapt(session, arrays), None
+
+
+def choose_targets(
+    session: Session,
+    model: str | os.PathLike[str],
+    target: str | None,
+    names: Sequence[str] | None,
+    feed: dict[str, np.ndarray],
+) -> list[int] | None:
+    """The targets of the first sample, one for each map, and fed if they were given; None where there is no such input.
+
+    Raises:
+        RuleError: No such class, another number of targets than of maps, or nothing to choose.
+    """
+    name = session.metadata.get("xaicompile.target", "")
+    maps = json.loads(session.metadata.get("xaicompile.maps", "null"))
+    if target is None:
+        return default_targets(model, name) if name else None
+    wanted = [class_index(part, names) for part in (target.split(",") if maps else [target])]
+    if not name:
+        raise RuleError("--target: this model explains a reduction of its output, not one element")
+    if len(wanted) != (maps or 1):
+        raise RuleError(f"--target: {len(wanted)} given, but the model gives {maps} maps a sample")
+    feed[name] = np.array([wanted] if maps else wanted, np.int64)
+    return wanted
 
 
 def class_index(target: str, names: Sequence[str] | None) -> int:

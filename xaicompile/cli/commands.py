@@ -228,6 +228,8 @@ def bench_command(
     "--target", metavar="T", help="What to explain: a class index or name (default: the model's own default)."
 )
 @click.option("--classes", metavar="FILE", help="Names of the classes, one a line (default: the model's metadata).")
+@click.option("--walks", metavar="FILE", help="Draw these walks in a graph, a .npy array with one in each row.")
+@click.option("--subgraph", "subgraphs", multiple=True, metavar="A,B,C", help="Relevance of this set of nodes too.")
 @preprocess_options
 @device_option
 @json_option
@@ -238,18 +240,28 @@ def explain_command(
 
     A model that compares two inputs (--rule bilrp) takes a SECOND photo or array. Lines join the 100 pairs of regions
     that count most, red for and blue against; of tokens and features a matrix is drawn.
+
+    A model that explains walks in a graph (--rule gnn-lrp) takes a .npz file with an array for each input. Bands along
+    the edges show the strongest walks: those that --walks names, else those that the model itself finds (--top-walks,
+    --all-walks), else those that the file holds as `walks`.
     """
+    from xaicompile.graphs import explain_graph, is_graph
     from xaicompile.heatmap import explain_file
     from xaicompile.pairs import explain_pair
 
-    inputs = [Path(name).resolve() for name in (explained, source, second) if name]
+    inputs = [Path(name).resolve() for name in (explained, source, second, options["walks"]) if name]
     if Path(output).exists() and Path(output).resolve() in inputs:
         raise OutputError(f"{output} is an input; choose another output")
     preprocess, device = preprocess_of(options), options["device"]
     if second is not None:
-        if options["target"] or options["classes"]:
-            raise RuleError("--target and --classes: a similarity of two inputs has no classes")
+        if any(options[key] for key in ("target", "classes", "walks", "subgraphs")):
+            raise RuleError("--target, --classes, --walks, --subgraph: a similarity of two inputs has no classes or nodes")
         result = explain_pair(explained, (source, second), output, preprocess=preprocess, device=device)
+    elif is_graph(explained):
+        own = {key: options[key] for key in ("target", "classes", "walks", "subgraphs")}
+        result = explain_graph(explained, source, output, **own, device=device)
+    elif options["walks"] or options["subgraphs"]:
+        raise RuleError(f"--walks and --subgraph: {explained} explains no walks in a graph (--rule gnn-lrp)")
     else:
         target, classes = options["target"], options["classes"]
         result = explain_file(
@@ -260,3 +272,6 @@ def explain_command(
         return
     click.echo(f"{output}  {result['title']}")
     click.echo(f"sum of relevance {result['relevance_sum']:.4g}")
+    for found in result.get("maps", [result]):
+        for inside in found.get("subgraphs", ()):
+            click.echo(f"nodes {','.join(map(str, inside['nodes']))}: relevance {inside['relevance']:.4g}")
