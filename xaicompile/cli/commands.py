@@ -255,7 +255,9 @@ def explain_command(
     preprocess, device = preprocess_of(options), options["device"]
     if second is not None:
         if any(options[key] for key in ("target", "classes", "walks", "subgraphs")):
-            raise RuleError("--target, --classes, --walks, --subgraph: a similarity of two inputs has no classes or nodes")
+            raise RuleError(
+                "--target, --classes, --walks, --subgraph: a similarity of two inputs has no classes or nodes"
+            )
         result = explain_pair(explained, (source, second), output, preprocess=preprocess, device=device)
     elif is_graph(explained):
         own = {key: options[key] for key in ("target", "classes", "walks", "subgraphs")}
