@@ -22,16 +22,30 @@ MIXING = ("MatMul", "Gemm", "Einsum", "Gather", "ScatterElements", "ScatterND") 
 
 
 @dataclass(frozen=True)
+class Mix:
+    """An op that passes messages.
+
+    Attributes:
+        at: Which of its inputs is structure.
+        axis: The nodes' or edges' axis in its output, counted from the back.
+    """
+
+    view: View
+    at: int
+    axis: int
+
+
+@dataclass(frozen=True)
 class Interaction:
     """One interaction layer.
 
     Attributes:
-        mixes: The views that pass messages.
+        mixes: The ops that pass messages.
         state: The tensor behind them that all relevance passes through.
         axis: The nodes' axis in it, counted from the back.
     """
 
-    mixes: Sequence[View]
+    mixes: Sequence[Mix]
     state: Tensor
     axis: int
 
@@ -73,7 +87,7 @@ def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Se
     axes, edges = {start.name: -2}, set[str]()
     known = Known((start.shape or (None, None))[-2], shaped(p.views))
     found: list[Interaction] = []
-    mixes: list[View] = []
+    mixes: list[Mix] = []
     mixed = ""
     for view in views:
         data = [x.name for x in view.x if x is not None and facts.on_path(x)]
@@ -88,7 +102,8 @@ def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Se
             if any(name in edges for name in data):
                 edges.update(y.name for y in view.y if y is not None)
         else:
-            mixes.append(view)
+            at = next(i for i, x in enumerate(view.x) if x is not None and x.name in structure)
+            mixes.append(Mix(view, at, axis))
             axes[view.out().name] = axis
             if view.op.startswith("Gather"):
                 edges.add(view.out().name)
@@ -97,7 +112,9 @@ def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Se
             found.append(Interaction(mixes, y, axes[y.name]))
             mixes = []
     if not found or mixes:
-        where = f"behind {mixes[0]} no tensor holds all that goes on" if mixes else mixed or "no op mixes nodes by it"
+        where = (
+            f"behind {mixes[0].view} no tensor holds all that goes on" if mixes else mixed or "no op mixes nodes by it"
+        )
         raise RuleError(f"gnn-lrp: no interaction layer of '{', '.join(names)}': {where}")
     return found
 

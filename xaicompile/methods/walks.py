@@ -20,6 +20,7 @@ from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder
+from xaicompile.methods import edges
 from xaicompile.methods.job import Job, Result, as_it_stands, explained_in
 from xaicompile.methods.structure import Interaction, interactions, made_of, names_of
 from xaicompile.outputs import relevance_outputs, result_of
@@ -39,7 +40,9 @@ def gnn_lrp(job: Job) -> Result:
     any node. An input `subgraph` [sets, nodes] weighs the nodes of each set: 1 inside, 0 outside.
 
     Gives `relevance`, `node_relevance` [nodes], `walk_relevance` [walks] and `subgraph_relevance` [sets], the sum over
-    all walks inside each set; the last three with [N, ...] in front for several graphs.
+    all walks inside each set, and `edge_relevance` [ops, receivers, senders], or [ops, edges] for lists of edges, of
+    each op that passes messages: one a layer, as a rule. All but the first have [N, ...] in front for several graphs.
+    What a layer hands on beside its structure (x + A x) is no edge; edges from a sender and that sum to its relevance.
 
     Raises:
         RuleError: No such structure, no interaction layer, an explained input of another rank, or chunks.
@@ -53,12 +56,14 @@ def gnn_lrp(job: Job) -> Result:
         canonical.run(p, job.end.tensor.name)
     facts = Facts(p, [start.name])
     layers = interactions(p, facts, start, job.end.tensor, names)
-    job.notes.append(f"interaction layers: {len(layers)} ({', '.join(str(layer.mixes[-1]) for layer in layers)})")
-    mixes = [glob.escape(view.name) for layer in layers for view in layer.mixes]
+    job.notes.append(f"interaction layers: {len(layers)} ({', '.join(str(layer.mixes[-1].view) for layer in layers)})")
+    mixes = [glob.escape(mix.view.name) for layer in layers for mix in layer.mixes]
     unsplit = Entry("default", {"name": mixes}, {}, "messages by structure")
     job.rules = replace(job.rules, entries=[unsplit, *job.rules.entries])
     chosen = ruled(p, facts, job.rules, job.end.tensor)
-    flows = backward(p, facts, {job.end.tensor.name: job.seed.cotangent}, [start.name], chosen.pick)
+    passing, of_edges = edges.passing(facts, layers), dict[str, Tensor]()
+    taps = edges.watching(b, passing, of_edges, start.rank == 3)
+    flows = backward(p, facts, {job.end.tensor.name: job.seed.cotangent}, [start.name], chosen.pick, taps)
     relevance = held(b, result_of(p, "relevance", start, flows[start.name]))
     walks, sets = inputs(job, start, len(layers))
     nodes = b.Range(b.const(np.asarray(0)), b.Squeeze(b.dim(start, -2), [0]), b.const(np.asarray(1)))
@@ -71,6 +76,10 @@ def gnn_lrp(job: Job) -> Result:
 
     job.outputs |= relevance_outputs(b, job.inputs, [], {start.name: relevance})
     job.outputs["node_relevance"] = b.sum_axes(relevance, [-1])
+    if passing:
+        job.outputs["edge_relevance"] = edges.stacked(b, passing, of_edges, start.rank == 3)
+    else:
+        job.notes.append("no edge_relevance: not all layers have the same edges")
     job.outputs["walk_relevance"] = held(b, passes(job, layers, walks, of_walk))
     job.outputs["subgraph_relevance"] = held(b, passes(job, layers, sets, lambda _, s: [s] * (len(layers) + 1)))
     job.ruled = chosen
