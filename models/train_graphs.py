@@ -119,8 +119,16 @@ def all_walks(adjacency: np.ndarray) -> np.ndarray:
     return walks
 
 
+def kinds(walks: np.ndarray) -> dict[str, np.ndarray]:
+    """Which walks close a cycle by their last step, which are paths, and which stay at a node or go back."""
+    a, b, c, d = walks.T
+    closes = (a == d) & (a != b) & (b != c) & (c != d)
+    path = (np.diff(np.sort(walks, 1), axis=1) > 0).all(1)
+    return {"that close a cycle": closes, "along a path": path, "that stay or go back": ~closes & ~path}
+
+
 def measure(path: Path, gamma: float, seed: int) -> None:
-    """Print the mean relevance of walks that close a cycle, by their last step, and of all others."""
+    """Print the mean relevance of walks that close a cycle, of paths, and of all others."""
     options = {"structure": "adjacency", "parameters": {"gamma": gamma}, "target": 0, "contrast": "runner-up"}
     compiled = compile_model(path, "gnn-lrp", **options).model  # type: ignore[arg-type]
     settings = ort.SessionOptions()
@@ -128,20 +136,22 @@ def measure(path: Path, gamma: float, seed: int) -> None:
     session = ort.InferenceSession(compiled.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     graphs, labels = drawn(EXPLAINED, seed)
     means: dict[str, list[float]] = {}
+    more = []
     for adjacency, label in zip(graphs, labels, strict=True):
         walks = all_walks(adjacency)
         feed = {"x": np.ones((NODES, 1), np.float32), "adjacency": adjacency, "walks": walks}
         (relevance,) = session.run(["walk_relevance"], feed)
-        a, b, c, d = walks.T
-        closes = (a == d) & (a != b) & (b != c) & (c != d)
-        for what, which in (("that close a cycle", closes), ("that don't", ~closes)):
+        found = {what: float(relevance[which].mean()) for what, which in kinds(walks).items() if which.any()}
+        for what, value in found.items():
             for of in ("all graphs", f"growth {label + 1}"):
-                if which.any():
-                    means.setdefault(f"{of}, walks {what}", []).append(float(relevance[which].mean()))
+                means.setdefault(f"{of}, walks {what}", []).append(value)
+        if "that close a cycle" in found:
+            more.append(found["that close a cycle"] < found["along a path"])
     print(f"  relevance for growth 1 against growth 2 (gamma {gamma:g}, {EXPLAINED} graphs, {BLOCKS} steps a walk):")
     for what, values in sorted(means.items()):
         share = np.mean(np.asarray(values) > 0)
         print(f"    {what}: mean {np.mean(values):+.5f}, positive in {share:.0%} of {len(values)} graphs")
+    print(f"    walks that close a cycle lie below paths in {np.mean(more):.0%} of {len(more)} graphs that have any")
 
 
 def main() -> None:

@@ -66,14 +66,14 @@ def draw_graphs(path: str | os.PathLike[str], pictures: Sequence[Picture]) -> No
         RuntimeMissingError: networkx or matplotlib isn't installed.
         OutputError: The picture can't be written there.
     """
-    figure = report.new_figure(5.4 * len(pictures) + 0.8, 5.8)
+    figure = report.new_figure(5.4 * len(pictures) + 0.8, 5.6)
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
     axes = figure.subplots(1, len(pictures), squeeze=False)[0]
     limit = max(float(np.abs(p.nodes).max(initial=0.0)) for p in pictures) or 1.0
-    light = ListedColormap(colormaps["bwr"](np.linspace(0.15, 0.85, 256)))  # a number can be read on it
+    light = ListedColormap(colormaps["bwr"](np.linspace(0.22, 0.78, 256)))  # a number can be read on it
     colours = ScalarMappable(Normalize(-limit, limit), light)
     most = max(float(np.abs(p.relevance).max(initial=0.0)) for p in pictures) or 1.0
     for axis, picture in zip(axes, pictures, strict=True):
