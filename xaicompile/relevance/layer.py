@@ -17,6 +17,8 @@ from xaicompile.ir import Tensor, View
 from xaicompile.registry import Context, Linear, Message, Messages, Relevance, info
 from xaicompile.relevance.reading import recomputed
 
+FEW = 4  # channels; runtimes work on blocks of eight and fill them up
+
 Weight = Tensor | float
 Part = tuple[Weight, Weight, Tensor]  # the weight for x >= 0, the weight for x < 0, and what is sent back through them
 
@@ -89,6 +91,8 @@ class Layer:
         plus, minus = self.parts
         if plus is None:
             return self.z(minus, down, offset)
+        if minus is not None and isinstance(up, Tensor) and isinstance(down, Tensor) and self.few:
+            return self.z(self.ctx.b.Concat(plus, minus, axis=1), self.ctx.b.Concat(up, down, axis=1), offset)
         terms = [self.z(plus, up, offset), self.z(minus, down)]
         found = [t for t in terms if t is not None]
         return None if not found else found[0] if len(found) == 1 else held(self.ctx.b, self.ctx.b.add_all(found))
@@ -127,15 +131,39 @@ class Layer:
             operands = operands[: self.at.bias] + ([] if bias is None else [bias])
         return self.node.varied(x=operands)
 
+    @property
+    def few(self) -> bool:
+        """True for a convolution of so few channels that twice as many cost the runtime no more: a picture's.
+
+        There what x >= 0 and x < 0 hand on is worked out in one convolution, one behind the other along axis 1.
+        """
+        if self.node.op != "Conv" or self.node.attr("group") != 1 or self.x.shape is None:
+            return False
+        channels = self.x.shape[1]
+        return isinstance(channels, int) and channels <= FEW
+
     # what goes back
 
-    def back(self, w: Weight, s: Tensor) -> Tensor | None:
-        """The node's own transpose with another weight, applied to s; None if it is proven to be nothing."""
+    def back_both(self, up: Weight, down: Weight, s: Tensor) -> Sequence[Tensor | None]:
+        """What `back` gives with two weights."""
+        b = self.ctx.b
+        if not (isinstance(up, Tensor) and isinstance(down, Tensor) and self.few):
+            return self.back(up, s), self.back(down, s)
+        both = self.back(b.Concat(up, down, axis=1), s, b.Concat(self.x, self.x, axis=1))
+        assert both is not None
+        return b.many("Split", 2, both, axis=1, num_outputs=2)
+
+    def back(self, w: Weight, s: Tensor, x: Tensor | None = None) -> Tensor | None:
+        """The node's own transpose with another weight, applied to s; None if it is proven to be nothing.
+
+        Args:
+            x: A tensor of the result's shape, if that is not x's own.
+        """
         if isinstance(w, float):
             if w == 0:
                 return None
             s = s if w == 1 else s * w
-        varied = self.varied(self.x, None if isinstance(w, float) else w, None)
+        varied = self.varied(x or self.x, None if isinstance(w, float) else w, None)
         need = [i == self.at.data for i in range(len(varied.x))]
         message = Context(self.ctx.b, varied, [s], need, self.ctx.facts, self.ctx.parameters).vjp()[self.at.data]
         assert isinstance(message, Tensor)
@@ -145,14 +173,15 @@ class Layer:
         """The cotangent at x: the sum over parts of s up^T where x >= 0 and of s down^T where x < 0."""
         b, (plus, minus) = self.ctx.b, self.parts
 
-        def added(side: int) -> Tensor:
-            terms = [self.back(part[side], part[2]) for part in parts]
+        def added(terms: Sequence[Tensor | None]) -> Tensor:
             found = [t if len(parts) == 1 else held(b, t) for t in terms if t is not None]
             return b.add_all(found) if found else b.zeros_like(self.x)
 
         if minus is None or plus is None:
-            return self.result(added(0 if minus is None else 1))
-        return self.result(b.where(self.x < 0.0, added(1), added(0), like=self.x))
+            side = 0 if minus is None else 1
+            return self.result(added([self.back(part[side], part[2]) for part in parts]))
+        there, here = zip(*(self.back_both(*part) for part in parts), strict=True)
+        return self.result(b.where(self.x < 0.0, added(here), added(there), like=self.x))
 
     def result(self, message: Message) -> Messages:
         """The message for the data input, and that of a bias which is data too."""
