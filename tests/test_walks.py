@@ -339,8 +339,8 @@ def test_the_shipped_rule_keeps_the_last_layer_at_epsilon() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, r"name the input that holds the graph with --structure \(x, a\)"),
-        ({"structure": "b"}, "unknown structure input 'b'"),
+        ({}, r"name the input or constant that holds the graph with --structure \(x, a, w1\)"),
+        ({"structure": "b"}, "unknown structure input or constant 'b'"),
         ({"structure": "x", "explain_input": "a"}, "no interaction layer of 'x'"),
         (
             {"structure": "a", "rule": "lrp-gamma"},

@@ -18,6 +18,7 @@ from xaicompile.registry import nearest
 from xaicompile.samples import Known, MixedError, back, follow, shaped
 from xaicompile.vjp.einsum import DOTS, terms_of
 
+MOST = 8  # constants that an error names
 MIXING = ("MatMul", "Gemm", "Einsum", "Gather", "ScatterElements", "ScatterND")  # what may pass messages by structure
 
 
@@ -51,18 +52,53 @@ class Interaction:
 
 
 def names_of(p: Program, names: str) -> list[str]:
-    """The structure inputs, written with commas between.
+    """The structure, written with commas between: inputs, or what no input changes.
 
     Raises:
-        RuleError: None is named, or there is no such input.
+        RuleError: None is named, or there is no such tensor.
     """
-    found, known = [name for name in names.split(",") if name], [t.name for t in p.inputs if t.name in p.required]
+    found, inputs = [name for name in names.split(",") if name], [t.name for t in p.inputs if t.name in p.required]
+    fixed = {t.name: t for t in constants(p, inputs)}
+    held = [t.name for t in fixed.values() if may_be_structure(t)]
     if not found:
-        raise RuleError(f"gnn-lrp: name the input that holds the graph with --structure ({', '.join(known)})")
+        known = [*inputs, *held[:MOST], *(["..."] if len(held) > MOST else [])]
+        raise RuleError(
+            f"gnn-lrp: name the input or constant that holds the graph with --structure ({', '.join(known)})"
+        )
     for name in found:
-        if name not in known:
-            raise nearest(name, known, "structure input")
+        if name not in inputs and name not in fixed:
+            raise nearest(name, [*inputs, *held[:MOST]], "structure input or constant")
     return found
+
+
+def constants(p: Program, inputs: Sequence[str]) -> list[Tensor]:
+    """What the ops read that no input changes."""
+    changed, found = set(inputs), dict[str, Tensor]()
+    for view in p.views:
+        reads = [t for t in (*view.x, *view.captures) if t is not None]
+        if any(t.name in changed for t in reads):
+            changed.update(y.name for y in view.y if y is not None)
+        found |= {t.name: t for t in reads if t.name not in changed}
+    return list(found.values())
+
+
+def may_be_structure(t: Tensor) -> bool:
+    """True for square matrices, and for lists of whole numbers."""
+    sizes = t.static or ()
+    whole = t.dtype is not None and t.dtype.kind in "iu"
+    return (len(sizes) in (1, 2) and whole and sizes[-1] > 1) or (len(sizes) == 2 and sizes[0] == sizes[1] > 1)
+
+
+def as_if_fed(p: Program, names: Sequence[str]) -> None:
+    """Takes constants that are structure for inputs, so that no op takes them for its weights."""
+    fed = set(names)
+    for view in p.views:
+        reads = [t for t in (*view.x, *view.captures) if t is not None]
+        if view.op not in ("Shape", "Size") and any(t.name in fed for t in reads):
+            fed.update(y.name for y in view.y if y is not None and y.constant)
+        for t in (*reads, *(y for y in view.y if y is not None)):
+            if t.name in fed:
+                t.constant, t.value = False, None
 
 
 def made_of(p: Program, facts: Facts, names: Sequence[str]) -> set[str]:

@@ -22,7 +22,7 @@ from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder
 from xaicompile.methods import edges
 from xaicompile.methods.job import Job, Result, as_it_stands, explained_in
-from xaicompile.methods.structure import Interaction, interactions, made_of, names_of
+from xaicompile.methods.structure import Interaction, as_if_fed, interactions, made_of, names_of
 from xaicompile.outputs import relevance_outputs, result_of
 from xaicompile.passes import canonical
 from xaicompile.registry import method
@@ -51,6 +51,7 @@ def gnn_lrp(job: Job) -> Result:
         raise RuleError(f"--chunk {job.chunk}: gnn-lrp does walks and sets of nodes one by one")
     p, b, start = job.p, job.p.builder, only_start(job)
     names = names_of(p, job.parameter("structure"))
+    as_if_fed(p, names)
     canonical.run(p, job.end.tensor.name)
     if messages_first(p, start, names):
         canonical.run(p, job.end.tensor.name)
