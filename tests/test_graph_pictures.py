@@ -134,7 +134,9 @@ def test_a_layout_is_the_same_each_time_and_clear() -> None:
 
 
 @pytest.mark.parametrize("nodes", [1, 2, graph_pictures.LARGE])
-def test_graphs_of_any_size(nodes: int, tmp_path: Path) -> None:
+def test_graphs_of_any_size_without_scipy(nodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [key for key in sys.modules if key.split(".")[0] == "scipy"] + ["scipy"]:
+        monkeypatch.setitem(sys.modules, name, None)
     edges = np.stack([np.arange(nodes - 1), np.arange(1, nodes)], 1) if nodes > 1 else np.zeros((0, 2), np.int64)
     none = np.zeros((0, 3), np.int64)
     graph_pictures.draw_graphs(tmp_path / "a.png", [Picture(edges, np.zeros(nodes), none, np.zeros(0), "title")])
@@ -181,6 +183,17 @@ def test_walks_of_the_file(tmp_path: Path, shown: list[Any]) -> None:
 def test_a_picture(tmp_path: Path) -> None:
     explain(compiled(tmp_path), given(tmp_path, walks=EVERY), "-o", tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_lists_of_edges(tmp_path: Path, shown: list[Any]) -> None:
+    model = compiled(tmp_path, gcn(order="edges"), structure=["edges", "lam"])
+    np.savez(tmp_path / "graph.npz", **feed("edges"), walks=EVERY)
+    explain(model, tmp_path / "graph.npz", "-o", tmp_path / "a.png")
+    want = run(str(compiled(tmp_path)), {**feed(), "walks": EVERY})
+    assert shown[0].edges.tolist() == EDGES
+    np.testing.assert_allclose(
+        np.sort(shown[0].relevance), np.sort(want["walk_relevance"][want["walk_relevance"] != 0])
+    )
 
 
 def test_no_more_walks_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
