@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import numpy_helper
 
 import xaicompile
 from tests.graphs import run
 from tests.nets import cnn
 from tests.test_bad_input import refused
 from tests.test_walks import LAMBDA, NODES, X, feed, gcn, walks
+from tests.test_walks_constant import baked
 from xaicompile import graph_pictures, graphs, report
 from xaicompile.cli import cli
 from xaicompile.graph_pictures import Picture
@@ -245,21 +245,16 @@ def test_several_graphs_and_maps(tmp_path: Path, shown: list[Any]) -> None:
     assert len(shown) == 2
 
 
-def test_the_graph_of_a_model_that_holds_it(tmp_path: Path) -> None:
-    """The edges are those of the matrix in the file."""
-    model = onnx.load(compiled(tmp_path))
-    inputs = [value for value in model.graph.input if value.name != "a"]
-    del model.graph.input[:]
-    model.graph.input.extend(inputs)
-    model.graph.initializer.append(numpy_helper.from_array(LAMBDA, "a"))
-    onnx.save(model, tmp_path / "held.onnx")
+@pytest.mark.parametrize("order", ["messages first", "edges"])
+@pytest.mark.parametrize("node", [False, True])
+def test_a_graph_in_the_model(tmp_path: Path, shown: list[Any], order: str, node: bool) -> None:
+    """As an initializer or a Constant; the features alone are given."""
+    structure = ["edges", "lam"] if order == "edges" else ["a"]
+    model = compiled(tmp_path, baked(gcn(order=order), feed(order), node), structure=structure)
     np.save(tmp_path / "x.npy", X)
-    np.save(tmp_path / "walks.npy", EVERY)
-    seen: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, "draw_graphs", lambda path, found: seen.extend(found))
-        explain(tmp_path / "held.onnx", tmp_path / "x.npy", "--walks", tmp_path / "walks.npy", "-o", tmp_path / "a.png")
-    assert seen[0].edges.tolist() == EDGES and len(seen[0].walks)
+    np.save(tmp_path / "every.npy", EVERY)
+    explain(model, tmp_path / "x.npy", "--walks", tmp_path / "every.npy", "-o", tmp_path / "a.png")
+    assert shown[0].edges.tolist() == EDGES and len(shown[0].walks) > 5
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])

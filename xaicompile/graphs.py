@@ -170,9 +170,18 @@ def in_words(shape: Sequence[int | str | None]) -> str:
 
 
 def stored(model: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the model itself holds of its structure, as far as it lies in the file."""
-    held = {t.name: t for t in proto_of(model).graph.initializer if t.name in names and not t.external_data}
-    return {name: numpy_helper.to_array(held[name]) for name in names if name in held}
+    """What the model itself holds of its structure, as far as it lies in the file: initializers and Constants."""
+    graph = proto_of(model).graph
+    held = {t.name: t for t in graph.initializer}
+    held |= {
+        node.output[0]: a.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for a in node.attribute
+        if a.HasField("t")
+    }
+    found = {name: held[name] for name in names if name in held and not held[name].external_data}
+    return {name: numpy_helper.to_array(t) for name, t in found.items()}
 
 
 def edges_of(arrays: Mapping[str, np.ndarray], nodes: int) -> np.ndarray:
