@@ -30,6 +30,8 @@ def compile(
     inner: str | os.PathLike[str] | None = None,
     project: int | None = None,
     structure: str | Sequence[str] | None = None,
+    all_walks: bool = False,
+    top_walks: int | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -73,11 +75,20 @@ def compile(
             `ledger`, also `explained` (the similarity) and `ledger` [N].
         project: For the rule "bilrp": explains that many random projections of the embedding in place of its units,
             which changes the similarity to <P phi, P phi'>, P of normal numbers over sqrt(project).
-        structure: For the rule "gnn-lrp" (Schnake et al. 2022): the input or inputs that hold the graph, a dense
+        structure: For the rule "gnn-lrp" (Schnake et al. 2022): the inputs or constants that hold the graph, a dense
             adjacency or lists of edges; relevance does not go into them. The model gets the inputs `walks`
             [walks, T + 1] (the nodes of each walk through its T interaction layers, -1 for any node) and `subgraph`
-            [sets, nodes] (1 for nodes inside), and the outputs `node_relevance` [nodes], `walk_relevance` [walks] and
-            `subgraph_relevance` [sets], the sum over all walks inside; [N, ...] for inputs [N, nodes, features].
+            [sets, nodes] (1 for nodes inside), and the outputs `node_relevance` [nodes], `edge_relevance`
+            [T, receivers, senders], or [T, edges] for lists of edges, `walk_relevance` [walks] and
+            `subgraph_relevance` [sets], the sum over all walks inside; [N, ...] for inputs [N, nodes, features]. What
+            a layer hands on beside the structure is no edge. Where layers have edges of their own, there is no
+            `edge_relevance`.
+        all_walks: For "gnn-lrp": adds `all_walks_relevance`, [nodes, ..., nodes] with an axis for each of the T + 1
+            nodes of a walk, [N, ...] in front for several graphs. It takes nodes^T backward passes: for small graphs.
+        top_walks: For "gnn-lrp": adds that many walks of the largest relevance, of either sign, the largest first:
+            `top_walks` [top_walks, T + 1] (int64) and `top_walk_relevance` [top_walks], [N, ...] for several graphs;
+            -1 and 0 where there are no more. They are found from their ends, of which {"beam": 128} are kept from
+            layer to layer, one backward pass each; nothing is missed if there are no more ends than that.
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
@@ -124,6 +135,8 @@ def compile(
         inner=inner,
         project=project,
         structure=structure,
+        all_walks=all_walks,
+        top_walks=top_walks,
         normalise=normalise,
         smooth=smooth,
         sigma=sigma,

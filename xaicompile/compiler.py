@@ -100,6 +100,8 @@ def compile_model(
     inner: str | os.PathLike[str] | None = None,
     project: int | None = None,
     structure: str | Sequence[str] | None = None,
+    all_walks: bool = False,
+    top_walks: int | None = None,
     normalise: bool = False,
     smooth: int | None = None,
     sigma: float | None = None,
@@ -124,7 +126,7 @@ def compile_model(
     rules = composites.load(Path(rule) if isinstance(rule, os.PathLike) else rule, {} if late else parameters, by)
     smoothed(rules, smooth, sigma)
     similarity.adjust(rules, pool, inner, project)
-    walks.adjust(rules, structure)
+    walks.adjust(rules, structure, all_walks, top_walks)
     rules.set(parameters if late else {})
     known = bounds(preprocess)
     rules.set({key: value for key, value in known.items() if rules.accepted.get(key, value) is None})

@@ -90,7 +90,14 @@ rule_options = stack(
         "--project", type=click.IntRange(1), metavar="M", help="Of bilrp: M random projections in place of the units."
     ),
     click.option(
-        "--structure", multiple=True, metavar="NAME", help="Of gnn-lrp: the input that holds the graph (repeatable)."
+        "--structure",
+        multiple=True,
+        metavar="NAME",
+        help="Of gnn-lrp: the input or constant that holds the graph (repeatable).",
+    ),
+    click.option("--all-walks", is_flag=True, help="Of gnn-lrp: also give all walks, nodes^T passes for T layers."),
+    click.option(
+        "--top-walks", type=click.IntRange(1), metavar="K", help="Of gnn-lrp: also find the K most relevant walks."
     ),
     click.option("--normalise", "--normalize", is_flag=True, help="Divide by the explained value."),
     click.option("--smooth", type=click.IntRange(1), metavar="N", help="Average the rule over N noisy inputs."),
@@ -183,6 +190,8 @@ def compiled_by(model: str, options: Mapping[str, Any], audit: bool = False) -> 
         inner=options["inner"],
         project=options["project"],
         structure=options["structure"],
+        all_walks=options["all_walks"],
+        top_walks=options["top_walks"],
         normalise=options["normalise"],
         smooth=options["smooth"],
         sigma=options["sigma"],

@@ -322,8 +322,12 @@ def explained_in(
     cotangent: Tensor | None = None,
     ledger: Ledger | None = None,
     taps: Mapping[str, Tap] | None = None,
+    inner: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """The rule set's result for each start, in the body; the cotangent is the explained scalar's if none is given."""
+    """The rule set's result for each start, in the body; the cotangent is the explained scalar's if none is given.
+
+    `inner` are tensors whose result is given in place of the starts'.
+    """
     b = sub.builder
     assert isinstance(b, StepBuilder)
     names = [t.name for t in at]
@@ -333,8 +337,9 @@ def explained_in(
     job.ruled = ruled(sub, facts, job.rules, end)
     if cotangent is None:
         cotangent = joined(b, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
-    flows = backward(sub, facts, {end.name: cotangent}, names, job.ruled.pick, taps, ledger)
-    return [result_of(sub, kind, t, flows[t.name]) for t in at]
+    wanted = inner or at
+    flows = backward(sub, facts, {end.name: cotangent}, [t.name for t in wanted], job.ruled.pick, taps, ledger)
+    return [result_of(sub, kind, t, flows[t.name]) for t in wanted]
 
 
 def between(p: Program, starts: Sequence[Tensor], end: Tensor) -> list[View]:

@@ -8,30 +8,28 @@ denominators stand outside it and are worked out once.
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from xaicompile.backward import Flow, Tap, backward
+from xaicompile.backward import backward
 from xaicompile.composite import Composite, Entry
 from xaicompile.errors import RuleError
 from xaicompile.facts import Facts
 from xaicompile.half import held
-from xaicompile.ir import Builder, Program, Tensor, View
-from xaicompile.ir.steps import StepBuilder
-from xaicompile.methods import edges
-from xaicompile.methods.job import Job, Result, as_it_stands, explained_in
-from xaicompile.methods.structure import Interaction, as_if_fed, interactions, made_of, names_of
+from xaicompile.ir import Program, Tensor, View
+from xaicompile.methods import edges, topwalks
+from xaicompile.methods.job import Job, Result
+from xaicompile.methods.masked import by_node, only, passes
+from xaicompile.methods.structure import as_if_fed, interactions, made_of, names_of
 from xaicompile.outputs import relevance_outputs, result_of
 from xaicompile.passes import canonical
 from xaicompile.registry import method
 from xaicompile.ruled import ruled
 
-Masks = Callable[[StepBuilder, Tensor], Sequence[Tensor]]
 
-
-@method("gnn-lrp", structure="")
+@method("gnn-lrp", structure="", all_walks=0, top_walks=0, beam=128)
 def gnn_lrp(job: Job) -> Result:
     """Relevance of the nodes' features, of nodes, of walks and of what happens inside sets of nodes.
 
@@ -64,16 +62,12 @@ def gnn_lrp(job: Job) -> Result:
     chosen = ruled(p, facts, job.rules, job.end.tensor)
     passing, of_edges = edges.passing(facts, layers), dict[str, Tensor]()
     taps = edges.watching(b, passing, of_edges, start.rank == 3)
-    flows = backward(p, facts, {job.end.tensor.name: job.seed.cotangent}, [start.name], chosen.pick, taps)
+    flows = backward(
+        p, facts, {job.end.tensor.name: job.seed.cotangent}, [start.name, layers[-1].state.name], chosen.pick, taps
+    )
     relevance = held(b, result_of(p, "relevance", start, flows[start.name]))
     walks, sets = inputs(job, start, len(layers))
     nodes = b.Range(b.const(np.asarray(0)), b.Squeeze(b.dim(start, -2), [0]), b.const(np.asarray(1)))
-
-    def of_walk(inner: StepBuilder, walk: Tensor) -> list[Tensor]:
-        here = inner.Unsqueeze(walk, [1])
-        hot = inner.Or(inner.Equal(here, inner.adopt(nodes)), inner.Equal(here, [-1]))
-        hot = inner.CastLike(hot, inner.adopt(start))
-        return [inner.Gather(hot, np.asarray(t), axis=0) for t in range(len(layers) + 1)]
 
     job.outputs |= relevance_outputs(b, job.inputs, [], {start.name: relevance})
     job.outputs["node_relevance"] = b.sum_axes(relevance, [-1])
@@ -81,23 +75,44 @@ def gnn_lrp(job: Job) -> Result:
         job.outputs["edge_relevance"] = edges.stacked(b, passing, of_edges, start.rank == 3)
     else:
         job.notes.append("no edge_relevance: not all layers have the same edges")
-    job.outputs["walk_relevance"] = held(b, passes(job, layers, walks, of_walk))
-    job.outputs["subgraph_relevance"] = held(b, passes(job, layers, sets, lambda _, s: [s] * (len(layers) + 1)))
+    for key, rows, masks in (
+        ("walk_relevance", walks, lambda inner, walk: only(inner, nodes, walk, start)),
+        ("subgraph_relevance", sets, lambda _, weights: [weights] * (len(layers) + 1)),
+    ):
+        found = passes(job, layers, rows, masks)
+        job.outputs[key] = found if start.rank == 2 else b.Transpose(found, perm=[1, 0])
+    if job.parameter("all_walks"):
+        job.outputs["all_walks_relevance"] = topwalks.all_walks(job, layers, nodes)
+    if job.parameter("top_walks"):
+        last = by_node(
+            b,
+            result_of(p, "relevance", layers[-1].state, flows[layers[-1].state.name]),
+            layers[-1].axis,
+            start.rank == 3,
+        )
+        top = topwalks.top_walks(job, layers, nodes, last, job.count("top_walks"), job.count("beam"))
+        job.outputs["top_walks"], job.outputs["top_walk_relevance"] = top
     job.ruled = chosen
     return {}
 
 
-def adjust(rules: Composite, structure: str | Sequence[str] | None) -> None:
-    """Applies the option that this method alone takes, and refuses it for others.
+def adjust(
+    rules: Composite, structure: str | Sequence[str] | None, all_walks: bool = False, top_walks: int | None = None
+) -> None:
+    """Applies the options that this method alone takes, and refuses them for others.
 
     Raises:
         RuleError: The rule set takes no structure.
     """
-    names = [structure] if isinstance(structure, str) else list(structure or ())
-    if names and rules.method != "gnn-lrp":
-        raise RuleError(f"--structure {','.join(names)} is for --rule gnn-lrp; rule '{rules.name}' knows no graph")
-    if names:
-        rules.set({"structure": ",".join(names)})
+    names = ",".join([structure] if isinstance(structure, str) else structure or ())
+    if rules.method != "gnn-lrp":
+        many = None if top_walks is None else f"--top-walks {top_walks}"
+        for option in (names and f"--structure {names}", all_walks and "--all-walks", many):
+            if option:
+                raise RuleError(f"{option} is for --rule gnn-lrp; rule '{rules.name}' knows no graph")
+        return
+    asked = {"structure": names, "all_walks": int(all_walks), "top_walks": top_walks}
+    rules.set({key: value for key, value in asked.items() if value})
 
 
 def features(p: Program, rules: Composite, asked: str | Sequence[str] | None) -> str | Sequence[str] | None:
@@ -166,40 +181,3 @@ def combines(view: View, facts: Facts) -> bool:
     plain = view.op == "MatMul" or (view.op == "Gemm" and not view.attr("transA"))
     own = [x for x in view.x if x is not None]
     return not view.domain and plain and len(own) == 2 and facts.on_path(own[0]) and own[1].constant
-
-
-def passes(job: Job, layers: Sequence[Interaction], scanned: Tensor, masks_of: Masks) -> Tensor:
-    """One backward pass for each row of what is scanned, and what it brings to the nodes of the first mask.
-
-    Args:
-        masks_of: The T + 1 masks [nodes] of a row: of the features, then behind each interaction layer.
-
-    Returns:
-        [rows], or [N, rows] for several graphs.
-    """
-    outer, start = job.p.builder, job.starts[0]
-    b = StepBuilder(outer)
-    with b.scope("walk"):
-        row = b.input("row", scanned.dtype, (scanned.shape or ())[1:])
-        first, *others = masks_of(b, row)
-        taps = {layer.state.name: tap(b, layer, mask) for layer, mask in zip(layers, others, strict=True)}
-        sub = as_it_stands(job.p, b, job.p.views, [start], job.end.tensor)
-        at, end = b.adopt(start), b.adopt(job.end.tensor)
-        (found,) = explained_in(job, sub, [at], end, "relevance", b.adopt(job.seed.cotangent), taps=taps)
-        brought = b.sum_axes(b.sum_axes(found, [-1]) * first, [-1])
-        ends = b.ends([brought])
-    body = b.graph("walks", [row], ends)
-    rows = (scanned.shape or (None,))[0]
-    kind = [(start.dtype, (rows, *(start.shape or ())[:-2]))]
-    (stacked,) = outer.typed("Scan", [scanned], kind, body=body, num_scan_inputs=1)
-    return stacked if start.rank == 2 else outer.Transpose(stacked, perm=[1, 0])
-
-
-def tap(b: Builder, layer: Interaction, mask: Tensor) -> Tap:
-    """Lets pass what arrives at the nodes of a mask."""
-
-    def masked(_: Tensor, flow: Flow) -> Flow:
-        passing = b.Unsqueeze(mask, list(range(1, -layer.axis))) if layer.axis < -1 else mask
-        return Flow(*(None if part is None else part * passing for part in (flow.c, flow.r)))
-
-    return masked
