@@ -9,6 +9,7 @@ import numpy as np
 from xaicompile.errors import RuleError
 from xaicompile.ir import Tensor
 from xaicompile.ir.steps import StepBuilder
+from xaicompile.methods.front import shortened
 from xaicompile.methods.job import Job, Result, Step, array_of, over_steps
 from xaicompile.methods.noise import drawn, noisy, width
 from xaicompile.registry import method
@@ -44,17 +45,18 @@ def integrated_gradients(job: Job) -> Result:
     t, w = quadrature(job.parameter("quadrature"), job.count("steps"))
     starts = job.starts
     bases = [job.given("baseline", s) for s in starts]
+    path, begins, back = shortened(job, bases)
 
     def points(b: StepBuilder, args: Sequence[Tensor], clean: Sequence[Tensor]) -> list[Tensor]:
-        own = [b.adopt(base) for base in bases]
+        own = [b.adopt(base) for base in begins]
         return [base + (x - base) * b.CastLike(args[0], x) for x, base in zip(clean, own, strict=True)]
 
     def summed(b: StepBuilder, step: Step) -> list[Tensor]:
         return [c * b.CastLike(step.args[1], c) for c in step.found]
 
     scanned = [job.p.builder.const(np.asarray(v, starts[0].dtype)) for v in (t, w)]
-    means = over_steps(job, scanned, [job.zeros(s) for s in starts], points, summed)
-    return {s.name: job.away(s, base, c) for s, base, c in zip(starts, bases, means, strict=True)}
+    means = over_steps(path, scanned, [path.zeros(s) for s in path.starts], points, summed)
+    return {s.name: job.away(s, base, c) for s, base, c in zip(starts, bases, back(means), strict=True)}
 
 
 @method(
