@@ -212,6 +212,9 @@ def test_walks_that_the_model_finds() -> None:
     assert found.tolist() == [[0, 1], [1, 0]] and values.tolist() == [3, -2] and count is None
     found, values, count = graphs.strongest({**of_fed, **every}, fed, False)
     assert found.tolist() == [[1, 0], [0, 1]] and values.tolist() == [-3, 2] and count == 2
+    assert (
+        Picture(np.zeros(0), np.zeros(2), fed, np.array([7.0]), "").subtitle == "the 1 strongest walks found, up to +7"
+    )
     assert graphs.strongest({**of_fed, **every, **top}, fed, True)[0].tolist() == [[1, 1]]
     assert len(graphs.strongest({"walk_relevance": np.ones(1)}, None, False)[0]) == 0
 
@@ -243,6 +246,17 @@ def test_several_graphs_and_maps(tmp_path: Path, shown: list[Any]) -> None:
         )
         assert found["maps"][k]["relevance_sum"] == pytest.approx(float(want["relevance"].sum()))
     assert len(shown) == 2
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_walks_of_models_that_find_them(tmp_path: Path, shown: list[Any], several: bool) -> None:
+    """The same walks from all, from the top and from those that are fed."""
+    x, nodes = np.stack([X, 2 * X]) if several else X, f"N,{NODES}" if several else str(NODES)
+    for options in ({"all_walks": True}, {"top_walks": 50}, {}):
+        model = compiled(tmp_path, gcn(nodes=nodes), **options)
+        explain(model, given(tmp_path, x=x, walks=EVERY), "-o", tmp_path / "a.png")
+    every, top, fed = ({tuple(w): r for w, r in zip(p.walks, p.relevance, strict=True)} for p in shown)
+    assert len(every) > 20 and every == pytest.approx(fed) and top == pytest.approx(fed)
 
 
 @pytest.mark.parametrize("order", ["messages first", "edges"])

@@ -51,7 +51,7 @@ class Picture:
         if not drawn:
             return "no walks"
         some = f"all {drawn} walks" if drawn == self.count else f"the {drawn} strongest walks"
-        some += "" if self.count in (None, drawn) else f" of {self.count:,}"
+        some += " found" if self.count is None else "" if self.count == drawn else f" of {self.count:,}"
         return f"{some}, up to {self.relevance[np.abs(self.relevance).argmax()]:+.3g}"
 
 
