@@ -327,6 +327,22 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
         graphs.explain_graph(plain, source, tmp_path / "a.png")
 
 
+def test_options_that_the_model_was_compiled_without(tmp_path: Path) -> None:
+    model = onnx.load(compiled(tmp_path))
+    for name in ("walks", "subgraph"):
+        (port,) = [i for i in model.graph.input if i.name == name]
+        model.graph.input.remove(port)
+    onnx.save(model, tmp_path / "walks.onnx")
+    np.save(tmp_path / "some.npy", EVERY)
+    given(tmp_path)
+    for options in (("--walks", "some.npy"), ("--subgraph", "0,1")):
+        value = tmp_path / options[1] if options[1].endswith("npy") else options[1]
+        sources = (tmp_path / "walks.onnx", tmp_path / "graph.npz", "-o", tmp_path / "a.png")
+        assert f"{options[0]}: the model has no input" in refused(
+            tmp_path, "explain", *sources, options[0], value, code=2
+        )
+
+
 def test_networkx_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, source = compiled(tmp_path), given(tmp_path, walks=EVERY)
     monkeypatch.setitem(sys.modules, "networkx", None)

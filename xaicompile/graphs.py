@@ -147,11 +147,14 @@ def check(session: Session, feed: Mapping[str, np.ndarray], nodes: int) -> None:
 
     Raises:
         ModelError: Walks or sets of nodes don't fit the model or the graph, or an input has another rank.
+        RuleError: An option is given that the model has no input for.
     """
     ports = {port.name: port for port in (*session.inputs, *session.overridable)}
     if not nodes:
         raise ModelError("the graph has no nodes")
     for name, values in feed.items():
+        if name not in ports:  # of an option; what the source holds is known
+            raise RuleError(f"--{name}: the model has no input '{name}'; it was compiled without")
         shape = ports[name].shape
         fixed = [isinstance(want, int) and want != got for want, got in zip(shape, values.shape, strict=False)]
         if values.ndim != len(shape) or any(fixed):
