@@ -82,7 +82,8 @@ def compile(
             [T, receivers, senders], or [T, edges] for lists of edges, `walk_relevance` [walks] and
             `subgraph_relevance` [sets], the sum over all walks inside; [N, ...] for inputs [N, nodes, features]. What
             a layer hands on beside the structure is no edge. Where layers have edges of their own, there is no
-            `edge_relevance`.
+            `edge_relevance`. The parameters relevance (of features and nodes), edges, walks and subgraph leave out
+            what they are 0 for, and what it costs.
         all_walks: For "gnn-lrp": adds `all_walks_relevance`, [nodes, ..., nodes] with an axis for each of the T + 1
             nodes of a walk, [N, ...] in front for several graphs. It takes nodes^T backward passes: for small graphs.
         top_walks: For "gnn-lrp": adds that many walks of the largest relevance, of either sign, the largest first:

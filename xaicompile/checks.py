@@ -299,7 +299,7 @@ def _relevance(report: CheckReport, ours: Session, names: list[str], result: dic
     stated = json.loads(ours.metadata.get("xaicompile.relevance") or "{}")
     found = {name: result[name] for name in stated.values() if name in result}
     if not found:
-        found = {n: v for n, v in result.items() if n not in names and re.match(r"relevance(_|$)", n)}
+        found = {n: v for n, v in result.items() if n not in names and re.search(r"(^|_)relevance(_|$)", n)}
     if not found:
         report.add("relevance", False, "the model has no relevance output")
         return []

@@ -29,7 +29,7 @@ from xaicompile.registry import method
 from xaicompile.ruled import ruled
 
 
-@method("gnn-lrp", structure="", all_walks=0, top_walks=0, beam=128)
+@method("gnn-lrp", structure="", relevance=1, edges=1, walks=1, subgraph=1, all_walks=0, top_walks=0, beam=128)
 def gnn_lrp(job: Job) -> Result:
     """Relevance of the nodes' features, of nodes, of walks and of what happens inside sets of nodes.
 
@@ -40,14 +40,16 @@ def gnn_lrp(job: Job) -> Result:
     Gives `relevance`, `node_relevance` [nodes], `walk_relevance` [walks] and `subgraph_relevance` [sets], the sum over
     all walks inside each set, and `edge_relevance` [ops, receivers, senders], or [ops, edges] for lists of edges, of
     each op that passes messages: one a layer, as a rule. All but the first have [N, ...] in front for several graphs.
+    The parameters relevance (of features and nodes), edges, walks and subgraph leave out what they are 0 for.
     What a layer hands on beside its structure (x + A x) is no edge; edges from a sender and that sum to its relevance.
 
     Raises:
-        RuleError: No such structure, no interaction layer, an explained input of another rank, or chunks.
+        RuleError: No such structure, no interaction layer, an explained input of another rank, chunks, no output.
     """
     if job.chunk > 1:
         raise RuleError(f"--chunk {job.chunk}: gnn-lrp does walks and sets of nodes one by one")
     p, b, start = job.p, job.p.builder, only_start(job)
+    several = start.rank == 3
     names = names_of(p, job.parameter("structure"))
     as_if_fed(p, names)
     canonical.run(p, job.end.tensor.name)
@@ -60,38 +62,36 @@ def gnn_lrp(job: Job) -> Result:
     unsplit = Entry("default", {"name": mixes}, {}, "messages by structure")
     job.rules = replace(job.rules, entries=[unsplit, *job.rules.entries])
     chosen = ruled(p, facts, job.rules, job.end.tensor)
-    passing, of_edges = edges.passing(facts, layers), dict[str, Tensor]()
-    taps = edges.watching(b, passing, of_edges, start.rank == 3)
-    flows = backward(
-        p, facts, {job.end.tensor.name: job.seed.cotangent}, [start.name, layers[-1].state.name], chosen.pick, taps
-    )
+    passing, of_edges = edges.passing(facts, layers) if job.parameter("edges") else [], dict[str, Tensor]()
+    taps, state = edges.watching(b, passing, of_edges, several), layers[-1].state
+    seeds = {job.end.tensor.name: job.seed.cotangent}
+    flows = backward(p, facts, seeds, [start.name, state.name], chosen.pick, taps)
     relevance = held(b, result_of(p, "relevance", start, flows[start.name]))
     walks, sets = inputs(job, start, len(layers))
     nodes = b.Range(b.const(np.asarray(0)), b.Squeeze(b.dim(start, -2), [0]), b.const(np.asarray(1)))
 
-    job.outputs |= relevance_outputs(b, job.inputs, [], {start.name: relevance})
-    job.outputs["node_relevance"] = b.sum_axes(relevance, [-1])
+    if job.parameter("relevance"):
+        job.outputs |= relevance_outputs(b, job.inputs, [], {start.name: relevance})
+        job.outputs["node_relevance"] = b.sum_axes(relevance, [-1])
     if passing:
-        job.outputs["edge_relevance"] = edges.stacked(b, passing, of_edges, start.rank == 3)
-    else:
+        job.outputs["edge_relevance"] = edges.stacked(b, passing, of_edges, several)
+    elif job.parameter("edges"):
         job.notes.append("no edge_relevance: not all layers have the same edges")
     for key, rows, masks in (
-        ("walk_relevance", walks, lambda inner, walk: only(inner, nodes, walk, start)),
-        ("subgraph_relevance", sets, lambda _, weights: [weights] * (len(layers) + 1)),
+        ("walk", walks, lambda inner, walk: only(inner, nodes, walk, start)),
+        ("subgraph", sets, lambda _, weights: [weights] * (len(layers) + 1)),
     ):
-        found = passes(job, layers, rows, masks)
-        job.outputs[key] = found if start.rank == 2 else b.Transpose(found, perm=[1, 0])
+        if rows is not None:
+            found = passes(job, layers, rows, masks)
+            job.outputs[f"{key}_relevance"] = b.Transpose(found, perm=[1, 0]) if several else found
     if job.parameter("all_walks"):
         job.outputs["all_walks_relevance"] = topwalks.all_walks(job, layers, nodes)
     if job.parameter("top_walks"):
-        last = by_node(
-            b,
-            result_of(p, "relevance", layers[-1].state, flows[layers[-1].state.name]),
-            layers[-1].axis,
-            start.rank == 3,
-        )
+        last = by_node(b, result_of(p, "relevance", state, flows[state.name]), layers[-1].axis, several)
         top = topwalks.top_walks(job, layers, nodes, last, job.count("top_walks"), job.count("beam"))
         job.outputs["top_walks"], job.outputs["top_walk_relevance"] = top
+    if not job.outputs:
+        raise RuleError("gnn-lrp: of relevance, edges, walks and subgraph one must be given")
     job.ruled = chosen
     return {}
 
@@ -139,19 +139,24 @@ def only_start(job: Job) -> Tensor:
     return start
 
 
-def inputs(job: Job, start: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-    """The inputs `walks` and `subgraph`, the same for all maps: by default one walk, all at node 0, and all nodes."""
+def inputs(job: Job, start: Tensor, layers: int) -> tuple[Tensor | None, Tensor | None]:
+    """The inputs `walks` and `subgraph`, the same for all maps: by default one walk, all at node 0, and all nodes.
+
+    None for one whose output is not asked for.
+    """
     b, count = job.p.builder, (start.shape or (None, None))[-2]
     size = count if isinstance(count, int) else 1
     defaults = {"walks": np.zeros((1, layers + 1), np.int64), "subgraph": np.ones((1, size), start.dtype)}
     for key, default in defaults.items():
+        if not job.parameter(key):
+            continue
         if (key, start.name) not in job.fed:
             name = b.unique(key)
             sizes = (f"{name}_count", layers + 1 if key == "walks" else count if size != 1 else f"{name}_nodes")
             job.fed[key, start.name] = b.outside(name, default.dtype, sizes)
             job.p.tensors[name] = job.fed[key, start.name]
         job.extra[job.fed[key, start.name].name] = default
-    return job.fed["walks", start.name], job.fed["subgraph", start.name]
+    return job.fed.get(("walks", start.name)), job.fed.get(("subgraph", start.name))
 
 
 def messages_first(p: Program, start: Tensor, names: Sequence[str]) -> bool:
