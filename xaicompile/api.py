@@ -66,13 +66,14 @@ def compile(
             "kernel-kmeans" (the evidence for a cluster), "distances" (nothing is rewritten, but distances are read as
             such), or "auto" for all but the last. The explained scalar becomes an output `log_ratio`, `outlierness` or
             `cluster_evidence` [N]; beside `outlierness` stand `outlierness_bias` and `outlierness_threshold` [1].
-        pool: Pooling rule of a neuralized model: "v-out", "v-act" or "winner". None: that of its kind. For the rule
-            "bilrp": side of the squares of pixels that are its regions, 16 by default.
+        pool: Pooling rule of a neuralized model: "v-out", "v-act" or "winner". None: that of its kind. For the rules
+            "bilrp" and "second-order-lrp": side of the squares of pixels that are their regions, 16 by default.
         inner: For the rule "bilrp" (Eberle et al. 2022): the rule set that explains each unit of the embedding,
-            "lrp-gamma" by default. An encoder gets a second input `other` (`other_<name>` for several), shaped like
-            its own; a model that ends in a dot product or cosine of two inputs keeps its inputs. Outputs are
-            `similarity` [N] and `relevance` [N, P, P'] of pairs of regions, tokens or features of the two inputs; with
-            `ledger`, also `explained` (the similarity) and `ledger` [N].
+            "lrp-gamma" by default; for "second-order-lrp" that of the layers around the products. An encoder gets a
+            second input `other` (`other_<name>` for several), shaped like its own; a model that ends in a dot product
+            or cosine of two inputs keeps its inputs. Outputs are `similarity` [N] and `relevance` [N, P, P'] of pairs
+            of regions, tokens or features of the two inputs; with `ledger`, also `explained` (the similarity) and
+            `ledger` [N].
         project: For the rule "bilrp": explains that many random projections of the embedding in place of its units,
             which changes the similarity to <P phi, P phi'>, P of normal numbers over sqrt(project).
         structure: For the rule "gnn-lrp" (Schnake et al. 2022): the inputs or constants that hold the graph, a dense
@@ -83,7 +84,8 @@ def compile(
             `subgraph_relevance` [sets], the sum over all walks inside; [N, ...] for inputs [N, nodes, features]. What
             a layer hands on beside the structure is no edge. Where layers have edges of their own, there is no
             `edge_relevance`. The parameters relevance (of features and nodes), edges, walks and subgraph leave out
-            what they are 0 for, and what it costs.
+            what they are 0 for, and what it costs. "attention" stands for the weights of attention, through which
+            nothing flows back then (Ali et al. 2022): walks go from token to token, by all heads together.
         all_walks: For "gnn-lrp": adds `all_walks_relevance`, [nodes, ..., nodes] with an axis for each of the T + 1
             nodes of a walk, [N, ...] in front for several graphs. It takes nodes^T backward passes: for small graphs.
         top_walks: For "gnn-lrp": adds that many walks of the largest relevance, of either sign, the largest first:

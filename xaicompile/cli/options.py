@@ -83,9 +83,10 @@ rule_options = stack(
         "--pool",
         type=Pool(),
         metavar="[v-out|v-act|winner|P]",
-        help="Pooling rule of a neuralized model (default: by its kind); of bilrp: side of its regions in pixels (16).",
+        help="Pooling rule of a neuralized model (default: by its kind); of bilrp and second-order-lrp: side of their "
+        "regions in pixels (16).",
     ),
-    click.option("--inner", metavar="RULE", help="Of bilrp: the rule set that explains each unit (lrp-gamma)."),
+    click.option("--inner", metavar="RULE", help="Of bilrp and second-order-lrp: the rules of each pass (lrp-gamma)."),
     click.option(
         "--project", type=click.IntRange(1), metavar="M", help="Of bilrp: M random projections in place of the units."
     ),
@@ -93,7 +94,7 @@ rule_options = stack(
         "--structure",
         multiple=True,
         metavar="NAME",
-        help="Of gnn-lrp: the input or constant that holds the graph (repeatable).",
+        help="Of gnn-lrp: the input or constant that holds the graph (repeatable), or attention: from token to token.",
     ),
     click.option("--all-walks", is_flag=True, help="Of gnn-lrp: also give all walks, nodes^T passes for T layers."),
     click.option(

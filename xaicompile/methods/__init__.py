@@ -13,7 +13,7 @@ from xaicompile.explained import End, Given
 from xaicompile.facts import Facts
 from xaicompile.half import held
 from xaicompile.ir import Program, Tensor
-from xaicompile.methods import given, noise, occlusion, path, randomly, reference, second, similarity, walks
+from xaicompile.methods import given, noise, occlusion, path, products, randomly, reference, second, similarity, walks
 from xaicompile.methods.job import Job
 from xaicompile.outputs import Outputs, relevance_outputs, stacked
 from xaicompile.passes import control
@@ -28,6 +28,7 @@ __all__ = [
     "noise",
     "occlusion",
     "path",
+    "products",
     "randomly",
     "reference",
     "second",

@@ -28,6 +28,7 @@ from xaicompile.methods import branches
 from xaicompile.methods.job import Job, Result, as_it_stands, between, explained_in
 from xaicompile.registry import METHOD_PARAMETERS, method
 
+PAIRING = ("bilrp", "second-order-lrp")  # rule sets that take regions, and rules for the pass that pairs them
 MOST = 20_000_000  # pairs of regions
 OTHER = "other"  # an encoder's second input, and what a job keeps of which input is compared with which
 
@@ -115,7 +116,7 @@ def adjust(
     """
     options = {"pool": None if isinstance(pool, str) else pool, "inner": inner, "project": project}
     asked = {option: value for option, value in options.items() if value is not None}
-    if rules.method != "bilrp":
+    if rules.method not in PAIRING:
         for option, value in asked.items():
             raise RuleError(f"--{option} {value} is for --rule bilrp; rule '{rules.name}' compares no two inputs")
         return
@@ -125,7 +126,7 @@ def adjust(
         found = composite.load(Path(inner) if isinstance(inner, os.PathLike) else str(inner))
         if found.method or found.output != "relevance" or found.neuralize:
             raise RuleError(f"--inner {inner}: it explains each unit in one pass, so it must be LRP rules")
-        own = {key: value for key, value in rules.parameters.items() if key in METHOD_PARAMETERS["bilrp"]}
+        own = {key: value for key, value in rules.parameters.items() if key in METHOD_PARAMETERS[rules.method]}
         rules.entries, rules.parameters = found.entries, {**found.parameters, **own}
         rules.name, rules.text = f"{rules.name}-{found.name}", f"{rules.text}\n# inner:\n{found.text}"
     rules.set(asked)
