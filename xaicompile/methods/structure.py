@@ -1,6 +1,6 @@
 """Where a graph network passes messages between nodes: its interaction layers (spec section 11).
 
-A tensor is structure if it is made of the structure inputs alone. An op mixes nodes if it multiplies data by structure
+A tensor is structure if it is made of the structure inputs alone, or given as structure: weights of attention. An op mixes nodes if it multiplies data by structure
 (a dense adjacency), or gathers data at its places and adds it up at others (lists of edges). Behind each interaction
 stands a tensor that all relevance passes through: there walks are told apart.
 """
@@ -18,6 +18,7 @@ from xaicompile.registry import nearest
 from xaicompile.samples import Known, MixedError, back, follow, shaped
 from xaicompile.vjp.einsum import DOTS, terms_of
 
+ATTENTION = "attention"  # names all weights of attention
 MOST = 8  # constants that an error names
 MIXING = ("MatMul", "Gemm", "Einsum", "Gather", "ScatterElements", "ScatterND")  # what may pass messages by structure
 
@@ -52,7 +53,7 @@ class Interaction:
 
 
 def names_of(p: Program, names: str) -> list[str]:
-    """The structure, written with commas between: inputs, or what no input changes.
+    """The structure, written with commas between: inputs, what no input changes, inner tensors, `attention`.
 
     Raises:
         RuleError: None is named, or there is no such tensor.
@@ -65,10 +66,36 @@ def names_of(p: Program, names: str) -> list[str]:
         raise RuleError(
             f"gnn-lrp: name the input or constant that holds the graph with --structure ({', '.join(known)})"
         )
+    inner = {y.name for view in p.views for y in view.y if y is not None and y.is_float}
     for name in found:
-        if name not in inputs and name not in fixed:
+        if name not in inputs and name not in fixed and name not in inner and name != ATTENTION:
             raise nearest(name, [*inputs, *held[:MOST]], "structure input or constant")
     return found
+
+
+def taken_as_given(p: Program, names: Sequence[str]) -> list[str]:
+    """Lets the ops read a copy of inner tensors that are structure, through which nothing flows back.
+
+    Returns:
+        The structure, with the copies in place of such tensors and of the word `attention`.
+
+    Raises:
+        RuleError: No output of a Softmax multiplies values.
+    """
+    b, made = p.builder, {y.name: y for view in p.views for y in view.y if y is not None and not y.constant}
+    soft = {view.out().name: b.Identity(view.out()) for view in p.views if view.op == "Softmax"}
+    left = {view.inp(0).name for view in p.views if view.op == "MatMul"}
+    weights = [name for name, copy in soft.items() if left & {name, copy.name}]
+    if ATTENTION in names and ATTENTION not in p.tensors and not weights:
+        raise RuleError(
+            f"gnn-lrp: --structure {ATTENTION} is the Softmax whose outputs multiply values, and there is none"
+        )
+    every = [n for name in names for n in (weights if name == ATTENTION and name not in p.tensors else [name])]
+    copies = {name: b.Identity(made[name]) for name in every if name in made}
+    for i, view in enumerate(p.views):
+        if any(x is not None and x.name in copies for x in view.x):
+            p.views[i] = view.varied(x=[x and copies.get(x.name, x) for x in view.x])
+    return [copies[name].name if name in copies else name for name in every]
 
 
 def constants(p: Program, inputs: Sequence[str]) -> list[Tensor]:

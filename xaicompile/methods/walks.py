@@ -22,7 +22,7 @@ from xaicompile.ir import Program, Tensor, View
 from xaicompile.methods import edges, topwalks
 from xaicompile.methods.job import Job, Result
 from xaicompile.methods.masked import by_node, only, passes
-from xaicompile.methods.structure import as_if_fed, interactions, made_of, names_of
+from xaicompile.methods.structure import as_if_fed, interactions, made_of, names_of, taken_as_given
 from xaicompile.outputs import relevance_outputs, result_of
 from xaicompile.passes import canonical
 from xaicompile.registry import method
@@ -41,6 +41,7 @@ def gnn_lrp(job: Job) -> Result:
     all walks inside each set, and `edge_relevance` [ops, receivers, senders], or [ops, edges] for lists of edges, of
     each op that passes messages: one a layer, as a rule. All but the first have [N, ...] in front for several graphs.
     The parameters relevance (of features and nodes), edges, walks and subgraph leave out what they are 0 for.
+    Structure `attention` takes tokens for nodes and holds the weights of attention fixed.
     What a layer hands on beside its structure (x + A x) is no edge; edges from a sender and that sum to its relevance.
 
     Raises:
@@ -50,7 +51,7 @@ def gnn_lrp(job: Job) -> Result:
         raise RuleError(f"--chunk {job.chunk}: gnn-lrp does walks and sets of nodes one by one")
     p, b, start = job.p, job.p.builder, only_start(job)
     several = start.rank == 3
-    names = names_of(p, job.parameter("structure"))
+    names = taken_as_given(p, names_of(p, job.parameter("structure")))
     as_if_fed(p, names)
     canonical.run(p, job.end.tensor.name)
     if messages_first(p, start, names):
