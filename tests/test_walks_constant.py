@@ -71,7 +71,7 @@ def test_a_graph_in_the_model_is_no_weight_that_takes_in_a_scale() -> None:
     [
         ((), r"name the input or constant that holds the graph with --structure \(x, a, w1\)"),
         ("aa", "unknown structure input or constant 'aa'; did you mean 'a'?"),
-        ("z0", "unknown structure input or constant 'z0'"),
+        ("z0", "no interaction layer of 'z0'"),
         ("w0", "nodes can't be told apart"),
     ],
 )

@@ -1,8 +1,9 @@
 """Where a graph network passes messages between nodes: its interaction layers (spec section 11).
 
-A tensor is structure if it is made of the structure inputs alone, or given as structure: weights of attention. An op mixes nodes if it multiplies data by structure
-(a dense adjacency), or gathers data at its places and adds it up at others (lists of edges). Behind each interaction
-stands a tensor that all relevance passes through: there walks are told apart.
+A tensor is structure if it is named as such (an input, a constant, weights of attention) or made of structure alone. An
+op mixes nodes if it multiplies data by structure (a dense adjacency), or gathers data at its places and adds it up at
+others (lists of edges). Behind each interaction stands a tensor that all relevance passes through: there walks are told
+apart.
 """
 
 from __future__ import annotations
@@ -139,8 +140,13 @@ def made_of(p: Program, facts: Facts, names: Sequence[str]) -> set[str]:
     return found
 
 
-def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Sequence[str]) -> list[Interaction]:
+def interactions(
+    p: Program, facts: Facts, start: Tensor, end: Tensor, names: Sequence[str], called: str
+) -> list[Interaction]:
     """The interaction layers in order.
+
+    Args:
+        called: How errors call the structure.
 
     Raises:
         RuleError: There are none, or nodes can't be told apart in front of the last of them.
@@ -178,7 +184,7 @@ def interactions(p: Program, facts: Facts, start: Tensor, end: Tensor, names: Se
         where = (
             f"behind {mixes[0].view} no tensor holds all that goes on" if mixes else mixed or "no op mixes nodes by it"
         )
-        raise RuleError(f"gnn-lrp: no interaction layer of '{', '.join(names)}': {where}")
+        raise RuleError(f"gnn-lrp: no interaction layer of '{called}': {where}")
     return found
 
 

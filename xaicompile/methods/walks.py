@@ -57,7 +57,7 @@ def gnn_lrp(job: Job) -> Result:
     if messages_first(p, start, names):
         canonical.run(p, job.end.tensor.name)
     facts = Facts(p, [start.name])
-    layers = interactions(p, facts, start, job.end.tensor, names)
+    layers = interactions(p, facts, start, job.end.tensor, names, job.parameter("structure"))
     job.notes.append(f"interaction layers: {len(layers)} ({', '.join(str(layer.mixes[-1].view) for layer in layers)})")
     mixes = [glob.escape(mix.view.name) for layer in layers for mix in layer.mixes]
     unsplit = Entry("default", {"name": mixes}, {}, "messages by structure")
