@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from tests.nets import cast, cnn, external
 from xaicompile import checks
 from xaicompile.cli import cli
 from xaicompile.compiler import compile_model
-from xaicompile.errors import OutputError, XaiCompileError
+from xaicompile.errors import OutputError, RuleError, XaiCompileError
 from xaicompile.runtime import Session
 
 
@@ -248,6 +249,13 @@ def test_target_out_of_range_gives_zeros() -> None:
         assert result["relevance"].shape == x.shape and not np.any(result["relevance"])
     mixed = session.run({"x": x, "target": np.array([1, 99])})["relevance"]
     assert np.any(mixed[0]) and not np.any(mixed[1])
+
+
+@pytest.mark.parametrize("target", [5, -2, [0, 5], [[0, 9]]])
+def test_a_default_target_that_is_none_is_refused(target: Any) -> None:
+    maps = {"maps": 2} if np.ndim(target) > 1 else {}
+    with pytest.raises(RuleError, match=r"^--target -?\d+: 'logits' has 5 values a sample, from 0 on$"):
+        xaicompile.compile(cnn(), "gradient", target=target, **maps)
 
 
 @pytest.mark.parametrize("command", ["bench", "explain", "check"])

@@ -110,12 +110,17 @@ def default_target(asked: Question, count: int | str | None, t: Tensor) -> np.nd
     """The default of the target input: [targets], or [targets, maps].
 
     Raises:
-        RuleError: More maps or contrast than there are outputs, or a target that does not fit.
+        RuleError: More maps or contrast than there are outputs, or a target that does not fit or is none.
     """
     if isinstance(count, int) and (asked.maps or 1) > count:
         raise RuleError(f"--maps {asked.maps}: '{t.name}' has {count} value{'s' if count > 1 else ''} a sample")
     if asked.contrast and count == 1:
         raise RuleError(f"--contrast: '{t.name}' has one value a sample, and no other to hold it against")
+    given = () if asked.target is None else np.ravel(asked.target).tolist()
+    outside = next((n for n in given if n < -(asked.maps or 1) or (isinstance(count, int) and n >= count)), None)
+    if outside is not None:
+        known = count if isinstance(count, int) else "an open number of"
+        raise RuleError(f"--target {outside}: '{t.name}' has {known} values a sample, from 0 on")
     if asked.maps is None:
         return np.atleast_1d(np.asarray(-1 if asked.target is None else asked.target, np.int64))
     largest = -1 - np.arange(asked.maps, dtype=np.int64)
