@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -63,17 +62,20 @@ def forward_in_a_step(model: onnx.ModelProto) -> list[str]:
     return [n.op_type for n in nodes if n.op_type in ops]
 
 
-@pytest.mark.parametrize("baseline", ["zero", 0.3, "mean"])
+@pytest.mark.parametrize(("baseline", "chunk"), [("zero", 1), ("zero", 3), (0.3, None), ("mean", None), ("mean", 1)])
 @pytest.mark.parametrize("front", list(FRONTS))
-def test_the_path_behind_the_front_gives_what_a_loop_over_gradients_gives(front: str, baseline: str | float) -> None:
+def test_the_path_behind_the_front_gives_what_a_loop_over_gradients_gives(
+    front: str, baseline: str | float, chunk: int | None
+) -> None:
     model = photo_net(front)
     name, steps = model.graph.input[0].name, 6
     x = data(*((2, 6, 6, 3) if name == "u" else (2, 3, 6, 6)), dtype=F64)
     axes = (1, 2) if name == "u" else (2, 3)
     base = {"zero": 0.0, "mean": x.mean(axes, keepdims=True)}.get(str(baseline), baseline)
     target = np.array([1, 2])
-    options = {"parameters": {"steps": steps, "baseline": baseline}}
-    found = exact(compile_model(model, "integrated-gradients", **options).model, {name: x, "target": target})  # type: ignore[arg-type]
+    parameters = {"steps": steps, "baseline": baseline}
+    made = compile_model(model, "integrated-gradients", parameters=parameters, chunk=chunk)
+    found = exact(made.model, {name: x, "target": target})
     gradient = compile_model(model, "gradient").model
     slopes = [
         exact(gradient, {name: base + (x - base) * ((k + 0.5) / steps), "target": target})["relevance"]
@@ -93,14 +95,27 @@ def test_only_what_bends_runs_in_each_step(front: str) -> None:
     assert {a.op for a in made.assignments} >= set(ops), "the front is listed among the nodes that have a rule"
 
 
-@pytest.mark.parametrize("options", [{"parameters": {"steps": 6}, "chunk": 3}, {"rule": "guided"}])
-def test_other_rules_and_several_points_at_a_time_keep_the_front_in_each_step(
-    options: dict[str, Any], tmp_path: Path
-) -> None:
-    rule = "integrated-gradients"
-    if options.pop("rule", None):
-        rule = str(tmp_path / "guided.toml")
-        text = 'name = "guided"\nextends = "guided-backprop"\nmethod = "integrated-gradients"\noutput = "relevance"\n'
-        Path(rule).write_text(text)
-    made = compile_model(photo_net("one convolution"), rule, **options)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_several_points_at_a_time_begin_behind_the_front_too(chunk: int) -> None:
+    made = compile_model(photo_net("one convolution"), "integrated-gradients", parameters={"steps": 6}, chunk=chunk)
+    assert forward_in_a_step(made.model) == ["Relu", "Conv", "Relu"]
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_path_behind_which_time_comes_first_is_not_joined_along_time(chunk: int | None) -> None:
+    body = "s = Transpose<perm=[1,0,2]>(x) \n m = MatMul(s, w) \n q = Tanh(m) \n r = ReduceSum<keepdims=0>(q, zero) \n"
+    weights = {"w": weight(5, 3, dtype=F64), "v": weight(3, 4, dtype=F64), "zero": np.array([0])}
+    model = net("(double[N,T,5] x) => (double[N,4] y)", f"{body} y = MatMul(r, v)", **weights)
+    feed = {"x": data(2, 4, 5, dtype=F64)}
+    one_by_one, made = (
+        compile_model(model, "integrated-gradients", parameters={"steps": 6}, chunk=k).model for k in (1, chunk)
+    )
+    expected, found = (exact(m, feed)["relevance"] for m in (one_by_one, made))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+def test_other_rules_keep_the_front_in_each_step(tmp_path: Path) -> None:
+    text = 'name = "guided"\nextends = "guided-backprop"\nmethod = "integrated-gradients"\noutput = "relevance"\n'
+    (tmp_path / "guided.toml").write_text(text)
+    made = compile_model(photo_net("one convolution"), tmp_path / "guided.toml")
     assert forward_in_a_step(made.model) == ["Conv", "Relu", "Conv", "Relu"]

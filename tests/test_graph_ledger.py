@@ -261,6 +261,15 @@ def test_relevance_is_of_each_graph_as_before() -> None:
         np.testing.assert_allclose(both[key], sum(part[key] for part in parts), rtol=1e-12)
 
 
+def test_samples_that_are_normalised_by_each_other_have_one_ledger() -> None:
+    body = f"{LAYER} n, mean, var = BatchNormalization<training_mode=1>(r, scale, b, b, scale)\ny = Gemm(n, v, d)"
+    weights = {k: v.astype(np.float64) for k, v in WEIGHTS.items() if k in ("w", "b", "scale", "v", "d")}
+    compiled = compile_model(net("(double[N,4] x) => (double[N,3] y)", body, **weights), "lrp-0", ledger=True)
+    out = exact(compiled.model, {"x": data(4, 4, dtype=np.float64)})
+    assert out["ledger"].shape == (1,) and gap(out) <= 1e-12
+    assert any(note.startswith(TOGETHER) for note in compiled.notes)
+
+
 def test_what_reaches_no_input_is_kept() -> None:
     """All of it is in the ledger, and the user is told."""
     compiled = compile_model(net("(float[N,4] x) => (float[N,4] y)", "y = Sign(x)"), "lrp-epsilon", ledger=True)

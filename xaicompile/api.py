@@ -95,7 +95,8 @@ def compile(
         normalise: Divides by the explained value, so that relevance and ledger sum to 1.
         smooth: Averages the rule set over this many noisy inputs (SmoothGrad, Smilkov et al. 2017).
         sigma: Standard deviation of that noise, in units of each sample's range; 0.1 by default.
-        chunk: How many steps of a method are done in one pass, as one batch; memory grows with it. 1 by default.
+        chunk: How many steps of a method are done in one pass, as one batch; memory grows with it. By default 2 where
+            the model is proven to treat each sample by itself, else 1.
         evaluate: "pixel-flipping" adds `flipping_curve` [N, steps + 1], `aopc`, `aoc` and `auc` [N]: what the explained
             value is as the most relevant values are replaced (Samek et al. 2017). `parameters` then also takes steps,
             fraction, patch, order (morf or lerf), replacement (zero, mean, blur, noise or inpaint), score (logit,

@@ -175,6 +175,8 @@ def moved(view: View, axis: int, known: Known) -> int:
     x, y = view.inp(0), view.out(0)
     at = front(x, axis)
     if view.op in FIRST:
+        if view.op == "BatchNormalization" and view.attr("training_mode"):
+            raise MixedError(f"{view} takes its mean over samples")
         if at:
             raise MixedError(f"{view} takes another axis for that of the samples")
         return back(y, 0)

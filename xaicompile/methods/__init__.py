@@ -75,7 +75,7 @@ def by_method(
     chosen = Ruled([], {}, [])
     extra: dict[str, np.ndarray] = {}
     for seed in seeds.each:
-        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1, fed=fed, books=wanted.books)
+        job = Job(p, rules, end, inputs, seed, chunk=chunk or 1, free=chunk is None, fed=fed, books=wanted.books)
         found = {name: held(p.builder, t) for name, t in registry.METHODS[rules.method](job).items()}
         made.append(job.outputs or relevance_outputs(p.builder, inputs, [], found))
         chosen, extra = job.ruled or chosen, extra | job.extra

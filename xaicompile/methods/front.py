@@ -61,10 +61,11 @@ def shortened(job: Job, bases: Sequence[Tensor]) -> tuple[Job, Sequence[Tensor],
 def behind(job: Job) -> Tensor | None:
     """The last tensor that the explained input reaches through affine ops alone and that all goes through.
 
-    None if no weight is on the way, if rules say more than the gradient, or if several points are done at a time.
+    None if no weight is on the way, if rules say more than the gradient, or if several points are to be put behind each
+    other along axis 0 and that is no longer the same.
     """
     plain = all(entry.rule == "gradient" for entry in job.rules.entries)
-    if not plain or len(job.starts) > 1 or job.chunk > 1:
+    if not plain or len(job.starts) > 1:
         return None
     p, start, end = job.p, job.starts[0], job.end.tensor
     facts, views = Facts(p, [start.name]), between(p, [start], end)
@@ -75,7 +76,9 @@ def behind(job: Job) -> Tensor | None:
             break
         weighted |= info(view).linear is not None
         found = narrow.get(view.name, found) if weighted else None
-    return found if found is not None and found.name != end.name else None
+    if found is None or found.name == end.name:
+        return None
+    return found if job.chunk == 1 or (found.shape and start.shape and found.shape[0] == start.shape[0]) else None
 
 
 def affine(view: View, facts: Facts) -> bool:

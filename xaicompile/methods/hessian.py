@@ -18,9 +18,10 @@ from xaicompile.facts import Facts
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.loops import with_loops
 from xaicompile.ir.steps import StepBuilder, adopted, replayed
+from xaicompile.methods.chunks import check_chunks, several
 from xaicompile.methods.curvature import is_flat, rounded
 from xaicompile.methods.groups import Groups
-from xaicompile.methods.job import Job, between, check_chunks, program
+from xaicompile.methods.job import Job, between, program
 from xaicompile.ruled import ruled
 
 FLAT = (
@@ -65,7 +66,7 @@ def expanded(job: Job, b: Builder, at: Tensor, copies: int = 1) -> Place:
             views = replayed(b, views, known) if beta is None else rounded(b, views, known, beta)
         end = known.get(end.name) or adopted(b, end)
     seed = adopted(b, job.seed.cotangent)
-    cotangent = seed if copies == 1 else tiled(b, seed, copies)
+    cotangent = seed if copies == 1 else tiled(job, b, seed)
     p = program(job.p, b, [view.varied(bodies=()) for view in views], [at], end)
     facts, before = Facts(p, [at.name]), len(b.nodes)
     with b.recorded() as record:  # also of what subgraphs make of the input alone, which stands before their loops
@@ -105,7 +106,7 @@ def interactions(job: Job, b: Builder, at: Tensor, delta: Tensor, groups: Groups
         check_chunks(job, between(job.p, job.starts, job.end.tensor))
         if count % k:
             raise RuleError(f"--chunk {k}: {count} rows of the Hessian can't be done {k} at a time")
-        at = tiled(b, at, k)
+        at = tiled(job, b, at)
     place = expanded(job, b, at, k)
     inner = StepBuilder(b)
     with inner.scope("row"):
@@ -126,9 +127,9 @@ def interactions(job: Job, b: Builder, at: Tensor, delta: Tensor, groups: Groups
     return b.op("Reshape", b.Transpose(stacked, perm=[2, 0, 1, 3]), [0, count, count], shape=(samples, count, count))
 
 
-def tiled(b: Builder, t: Tensor, copies: int) -> Tensor:
-    """Copies of a batch behind each other."""
-    return b.op("Tile", t, [copies] + [1] * ((t.rank or 1) - 1), shape=(None, *(t.shape or ())[1:]))
+def tiled(job: Job, b: Builder, t: Tensor) -> Tensor:
+    """As many copies of a batch behind each other as rows are done at a time."""
+    return b.op("Tile", t, [job.chunk] + [1] * ((t.rank or 1) - 1), shape=(several(job), *(t.shape or ())[1:]))
 
 
 def named(b: Builder, view: View, i: int) -> View:

@@ -22,6 +22,7 @@ from xaicompile.facts import Facts
 from xaicompile.images import channels_last, read_arrays
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, replayed
+from xaicompile.methods.chunks import check_chunks, in_chunks, joined, parted, usual
 from xaicompile.outputs import Outputs, result_of
 from xaicompile.passes import control
 from xaicompile.ruled import Ruled, ruled
@@ -38,6 +39,7 @@ class Job:
         seed: What is explained.
         extra: Defaults of new inputs, by name.
         chunk: How many points are evaluated in one pass.
+        free: Whether nobody said how many, so that a loop over points may choose.
         fed: Inputs made so far, by parameter and start; all maps share them.
         ruled: The rules of the steps, once they are chosen.
         books: Whether a ledger is kept, by methods that can.
@@ -52,6 +54,7 @@ class Job:
     notes: list[str] = field(default_factory=list)
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     chunk: int = 1
+    free: bool = False
     fed: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     ruled: Ruled | None = None
     books: bool = False
@@ -230,7 +233,10 @@ def over_steps(
         The sums after the last step.
     """
     p, starts = job.p, job.starts
-    views, chunk = between(p, starts, job.end.tensor), job.chunk
+    views = between(p, starts, job.end.tensor)
+    if job.free:
+        job.chunk = usual(job, views, (scanned[0].static or (1,))[0])
+    chunk = job.chunk
     if chunk > 1:
         scanned = [in_chunks(p.builder, t, chunk) for t in scanned]
         check_chunks(job, views)
@@ -241,13 +247,13 @@ def over_steps(
         clean = [b.adopt(t) for t in starts]
         each = [args] if chunk == 1 else [[b.Gather(a, np.asarray(k), axis=0) for a in args] for k in range(chunk)]
         placed = [points(b, given, clean) for given in each]
-        at = [joined(b, pieces, t) for pieces, t in zip(zip(*placed, strict=True), clean, strict=True)]
+        at = [joined(b, job, pieces, t) for pieces, t in zip(zip(*placed, strict=True), clean, strict=True)]
         known = {t.name: x for t, x in zip(starts, at, strict=True)}
         made = replayed(b, views, known)
         end = known[job.end.tensor.name]
         sub = program(p, b, made, at, end)
         found = explained_in(job, sub, at, end, kind) if kind is not None else []
-        pieces = [apart(b, t, chunk) for t in (end, *found)]
+        pieces = [parted(b, t, chunk) for t in (end, *found)]
         now: Sequence[Tensor] = before
         for k in range(chunk):
             step = Step(each[k], clean, placed[k], pieces[0][k], [r[k] for r in pieces[1:]], now)
@@ -256,46 +262,6 @@ def over_steps(
     body = b.graph("steps", [*before, *args], ends)
     types = [(t.dtype, t.shape) for t in sums]
     return p.builder.typed("Scan", [*sums, *scanned], types, body=body, num_scan_inputs=len(scanned))
-
-
-def in_chunks(b: Builder, scanned: Tensor, chunk: int) -> Tensor:
-    """What the steps are given, [steps / chunk, chunk, ...].
-
-    Raises:
-        RuleError: The chunks don't fill the steps.
-    """
-    steps = (scanned.static or (1,))[0]
-    if steps % chunk:
-        raise RuleError(f"--chunk {chunk}: {steps} steps can't be done {chunk} at a time")
-    return b.Reshape(scanned, [steps // chunk, chunk, *(scanned.static or (1,))[1:]])
-
-
-def check_chunks(job: Job, views: Sequence[View]) -> None:
-    """Refuses several points at a time where they can't be put behind each other as a batch.
-
-    Raises:
-        RuleError: Says why.
-    """
-    starts, made = job.starts, {t.name for t in job.starts} | {y.name for v in views for y in v.y if y is not None}
-    read = [t for v in views for t in (*v.x, *v.captures) if t is not None and t.name not in made]
-    other = next((t for t in read if not t.constant and t.value is None), None)
-    if not job.seed.batched:
-        raise RuleError(f"--chunk {job.chunk}: axis 0 is no batch here, so the steps are done one by one")
-    if any(t.shape is None or isinstance(t.shape[0], int) for t in starts):
-        raise RuleError(f"--chunk {job.chunk}: the model's batch is fixed, so the steps are done one by one")
-    if other is not None:
-        raise RuleError(f"--chunk {job.chunk}: '{other.name}' would have to be repeated; the steps are done one by one")
-
-
-def joined(b: StepBuilder, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The points of a chunk behind each other, as one batch."""
-    shaped = [b.op("Identity", x, shape=like.shape) for x in pieces]
-    return shaped[0] if len(shaped) == 1 else b.Concat(*shaped, axis=0)
-
-
-def apart(b: StepBuilder, t: Tensor, chunk: int) -> Sequence[Tensor]:
-    """What belongs to each point of a chunk."""
-    return [t] if chunk == 1 else b.many("Split", chunk, t, axis=0, num_outputs=chunk)
 
 
 def program(p: Program, b: Builder, views: Sequence[View], starts: Sequence[Tensor], end: Tensor) -> Program:
@@ -336,7 +302,7 @@ def explained_in(
     facts = Facts(sub, names)
     job.ruled = ruled(sub, facts, job.rules, end)
     if cotangent is None:
-        cotangent = joined(b, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
+        cotangent = joined(b, job, [b.adopt(job.seed.cotangent)] * job.chunk, job.seed.cotangent)
     wanted = inner or at
     flows = backward(sub, facts, {end.name: cotangent}, [t.name for t in wanted], job.ruled.pick, taps, ledger)
     return [result_of(sub, kind, t, flows[t.name]) for t in wanted]

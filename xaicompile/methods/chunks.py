@@ -1,0 +1,95 @@
+"""Several points in one pass: put behind each other as one batch, and taken apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xaicompile.errors import RuleError
+from xaicompile.facts import Facts
+from xaicompile.ir import Builder, Tensor, View
+from xaicompile.ir.graph import Dim
+from xaicompile.passes import control
+from xaicompile.samples import back, find, front, shaped
+
+if TYPE_CHECKING:
+    from xaicompile.methods.job import Job
+
+USUAL = 2  # a processor's cores share two samples better than one, and memory stays near twice the gradient's
+LOOPS = ("If", "Loop", "Scan")
+
+
+def usual(job: Job, views: Sequence[View], steps: int) -> int:
+    """How many points one pass evaluates where nobody said: 2 where samples are proven to stay apart, else 1."""
+    return 1 if steps % USUAL or refusal(job, views) or not apart_in(job, views) else USUAL
+
+
+def apart_in(job: Job, views: Sequence[View]) -> bool:
+    """True if it is proven that no node lets samples meet or counts on how many there are."""
+    p, end = job.p, job.end.tensor
+    facts, decided = Facts(p, [t.name for t in job.starts]), shaped(p.views)
+    way = control.on_the_way(p, facts, [end])
+    beside = [y for v in views if all(v is not other for other in way) for y in v.y if y is not None]
+    axes = find(way, facts, job.starts, end).axes
+    if any(v.op in LOOPS for v in views) or any(y.is_float or y.name not in decided for y in beside):
+        return False
+    sizes = [size_along(t, axes[t.name]) for v in way for t in v.y if t is not None and t.name in axes]
+    return axes.get(end.name) == back(end, 0) and not any(isinstance(size, int) for size in sizes)
+
+
+def size_along(t: Tensor, axis: int) -> Dim:
+    """Size or symbol of an axis, counted from the back."""
+    return None if t.shape is None else t.shape[front(t, axis)]
+
+
+def refusal(job: Job, views: Sequence[View]) -> str:
+    """Why several points can't be put behind each other as a batch, "" if they can."""
+    starts, made = job.starts, {t.name for t in job.starts} | {y.name for v in views for y in v.y if y is not None}
+    read = [t for v in views for t in (*v.x, *v.captures) if t is not None and t.name not in made]
+    other = next((t for t in read if not t.constant and t.value is None), None)
+    if not job.seed.batched:
+        return "axis 0 is no batch here, so the steps are done one by one"
+    if any(t.shape is None or isinstance(t.shape[0], int) for t in starts):
+        return "the model's batch is fixed, so the steps are done one by one"
+    return f"'{other.name}' would have to be repeated; the steps are done one by one" if other is not None else ""
+
+
+def check_chunks(job: Job, views: Sequence[View]) -> None:
+    """Refuses several points at a time where they can't be put behind each other as a batch.
+
+    Raises:
+        RuleError: Says why.
+    """
+    why = refusal(job, views)
+    if why:
+        raise RuleError(f"--chunk {job.chunk}: {why}")
+
+
+def in_chunks(b: Builder, scanned: Tensor, chunk: int) -> Tensor:
+    """What the steps are given, [steps / chunk, chunk, ...].
+
+    Raises:
+        RuleError: The chunks don't fill the steps.
+    """
+    steps = (scanned.static or (1,))[0]
+    if steps % chunk:
+        raise RuleError(f"--chunk {chunk}: {steps} steps can't be done {chunk} at a time")
+    return b.Reshape(scanned, [steps // chunk, chunk, *(scanned.static or (1,))[1:]])
+
+
+def joined(b: Builder, job: Job, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The points of a chunk behind each other, as one batch, whose size is one symbol: so sizes are known to agree."""
+    shaped = [b.op("Identity", x, shape=like.shape) for x in pieces]
+    if len(shaped) == 1:
+        return shaped[0]
+    return b.op("Concat", *shaped, axis=0, shape=(several(job), *(like.shape or ())[1:]))
+
+
+def several(job: Job) -> str:
+    """The symbol of a chunk's batch."""
+    return f"{job.chunk}_{job.starts[0].name}"
+
+
+def parted(b: Builder, t: Tensor, chunk: int) -> Sequence[Tensor]:
+    """What belongs to each point of a chunk."""
+    return [t] if chunk == 1 else b.many("Split", chunk, t, axis=0, num_outputs=chunk)
