@@ -175,6 +175,23 @@ def test_each_sample_is_explained_by_itself(name: str) -> None:
     np.testing.assert_allclose(both, np.concatenate(alone), rtol=0, atol=1e-13 * np.abs(both).max())
 
 
+@pytest.mark.parametrize(("batch", "rows", "count"), [("N", 2, 2), ("M", 1, 1)])
+def test_two_explained_inputs_are_joined_if_they_have_one_batch(batch: str, rows: int, count: int) -> None:
+    """One row for all samples is not one row for all points."""
+    signature = f"(double[N,5] x, double[{batch},5] k) => (double[N,4] y)"
+    body = f"q = Tanh(x) \n p = Tanh(k) \n n = Add(q, p) \n z = Gemm(n, w, b) \n {HEAD}"
+    model = net(signature, body, **{k: held()[k] for k in ("w", "b", "v")})
+    made, one_by_one = (
+        compile_model(model, "integrated-gradients", parameters={"steps": 6}, explain_input=["x", "k"], chunk=k).model
+        for k in (None, 1)
+    )
+    assert at_a_time(made) == count
+    feed = {"x": data(2, 5, dtype=F64), "k": data(rows, 5, seed=1, dtype=F64)}
+    found, expected = exact(made, feed), exact(one_by_one, feed)
+    for name in ("relevance_x", "relevance_k"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-13)
+
+
 def test_an_odd_number_of_points_is_done_one_by_one_and_what_is_asked_for_is_done() -> None:
     model = made("a table")
     odd = compile_model(model, "integrated-gradients", parameters={"steps": 5}).model

@@ -15,7 +15,7 @@ from xaicompile.samples import back, find, front, shaped
 if TYPE_CHECKING:
     from xaicompile.methods.job import Job
 
-USUAL = 2  # a processor's cores share two samples better than one, and memory stays near twice the gradient's
+USUAL = 2  # weights are read once for both, and memory stays below 4 times the gradient's for any batch
 LOOPS = ("If", "Loop", "Scan")
 
 
@@ -26,7 +26,9 @@ def usual(job: Job, views: Sequence[View], steps: int) -> int:
 
 def apart_in(job: Job, views: Sequence[View]) -> bool:
     """True if it is proven that no node lets samples meet or counts on how many there are."""
-    p, end = job.p, job.end.tensor
+    p, end, batches = job.p, job.end.tensor, {(t.shape or (None,))[0] for t in job.starts}
+    if len(job.starts) > 1 and (len(batches) > 1 or None in batches):
+        return False
     facts, decided = Facts(p, [t.name for t in job.starts]), shaped(p.views)
     way = control.on_the_way(p, facts, [end])
     beside = [y for v in views if all(v is not other for other in way) for y in v.y if y is not None]
@@ -79,10 +81,10 @@ def in_chunks(b: Builder, scanned: Tensor, chunk: int) -> Tensor:
 
 def joined(b: Builder, job: Job, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
     """The points of a chunk behind each other, as one batch, whose size is one symbol: so sizes are known to agree."""
-    shaped = [b.op("Identity", x, shape=like.shape) for x in pieces]
-    if len(shaped) == 1:
-        return shaped[0]
-    return b.op("Concat", *shaped, axis=0, shape=(several(job), *(like.shape or ())[1:]))
+    alike = [b.op("Identity", x, shape=like.shape) for x in pieces]
+    if len(alike) == 1:
+        return alike[0]
+    return b.op("Concat", *alike, axis=0, shape=(several(job), *(like.shape or ())[1:]))
 
 
 def several(job: Job) -> str:
