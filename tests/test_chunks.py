@@ -71,6 +71,12 @@ MODELS: dict[str, tuple[str, str, int]] = {  # signature, nodes, and how many po
         f"r = Reshape(n, g) \n z = MatMul(r, w6) \n {HEAD}",
         1,
     ),
+    "a token for each sample": (
+        TABLE,
+        "q = Tanh(x) \n d = Shape<start=0,end=1>(x) \n g = Concat<axis=0>(d, five) \n t = Expand(rows, g) \n"
+        f"n = Concat<axis=1>(q, t) \n z = MatMul(n, w6) \n {HEAD}",
+        2,
+    ),
     "divided by how many samples there are": (
         TABLE,
         "q = Tanh(x) \n d = Shape<start=0,end=1>(x) \n g = Cast<to=11>(d) \n n = Div(q, g) \n"
@@ -216,6 +222,23 @@ def test_sizes_of_the_hessians_rows_are_known_to_agree(rule: str) -> None:
     nodes = [*made.graph.node, *(n for g in loops for n in g.node)]
     nodes += [n for node in nodes for a in node.attribute for n in a.g.node]
     assert not any(n.op_type == "NonZero" for n in nodes)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_what_the_model_says_of_sizes_holds_in_a_step(chunk: int) -> None:
+    """Behind a Reshape by sizes only that says that two tensors agree; another axis is open in both."""
+    body = (
+        "a = Tanh(x) \n d = Shape<start=0,end=2>(x) \n g = Concat<axis=0>(d, five) \n r = Reshape(a, g) \n"
+        "t = Sin(r) \n s = Add(t, r) \n k = Add(s, a) \n m = MatMul(k, w) \n y = ReduceMean<keepdims=0>(m, one)"
+    )
+    weights = {"w": held()["w"], "five": held()["five"], "one": np.array([1])}
+    model = net("(double[N,T,5] x) => (double[N,3] y)", body, **weights)
+    made = compiled(model, chunk=chunk)
+    step = next(n for n in made.graph.node if n.op_type == "Scan").attribute[0].g
+    assert "NonZero" not in {n.op_type for n in step.node}
+    feed = {"x": data(2, 4, 5, dtype=F64)}
+    expected, found = (exact(m, feed)["relevance"] for m in (compiled(model, chunk=6), made))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
 
 
 def network_of_sums() -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from xaicompile.errors import Gap, UnsupportedError
 from xaicompile.ir.body import RANDOM, BodyBuilder, control
 from xaicompile.ir.build import Builder
-from xaicompile.ir.graph import Operand, Shape, Tensor, View, subgraphs
+from xaicompile.ir.graph import Dim, Operand, Shape, Tensor, View, subgraphs
 from xaicompile.ir.model import attribute_value
 
 
@@ -100,8 +100,13 @@ def names_read(graph: onnx.GraphProto) -> Iterable[str]:
             yield from names_read(inner)
 
 
-def replayed(b: Builder, views: Sequence[View], known: dict[str, Tensor]) -> list[View]:
+def replayed(
+    b: Builder, views: Sequence[View], known: dict[str, Tensor], size: Callable[[Dim], Dim] = lambda _: None
+) -> list[View]:
     """Emits views once more, on what `known` says their inputs stand for; `known` is filled with what they make.
+
+    Args:
+        size: What a size or its symbol is in what is emitted; None where that is not known.
 
     Raises:
         UnsupportedError: A view is random, or of a domain that is not emitted.
@@ -125,7 +130,9 @@ def replayed(b: Builder, views: Sequence[View], known: dict[str, Tensor]) -> lis
             captured = {n: t for n, t in zip(view.captured, x[view.own :], strict=True) if t is not None}
             results = control(b, node, own, captured)
         else:
-            results = b.many(view.op, len(view.y), *own, **attrs)
+            y0 = view.y[0]
+            shape = None if y0 is None or y0.shape is None else tuple(size(d) for d in y0.shape)
+            results = b.many(view.op, len(view.y), *own, shape=shape, **attrs)
         y: list[Tensor | None] = [r if old is not None else None for r, old in zip(results, view.y, strict=True)]
         known |= {old.name: r for r, old in zip(results, view.y, strict=True) if old is not None}
         made.append(view.varied(x=x, y=y, attrs=attrs, since=b.opset, bodies=(), gaps=()))

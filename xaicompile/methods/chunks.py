@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USUAL = 2  # weights are read once for both, and memory stays below 4 times the gradient's for any batch
 LOOPS = ("If", "Loop", "Scan")
+FILLED = ("ConstantOfShape", "Expand")  # the same values for each sample, however many there are
 
 
 def usual(job: Job, views: Sequence[View], steps: int) -> int:
@@ -31,9 +32,11 @@ def apart_in(job: Job, views: Sequence[View]) -> bool:
         return False
     facts, decided = Facts(p, [t.name for t in job.starts]), shaped(p.views)
     way = control.on_the_way(p, facts, [end])
-    beside = [y for v in views if all(v is not other for other in way) for y in v.y if y is not None]
+    beside = [v for v in views if all(v is not other for other in way)]
+    counts = [y for v in beside if v.op not in FILLED for y in v.y if y is not None and y.is_float]
+    values = [y for v in beside for y in v.y if y is not None and y.name not in decided]
     axes = find(way, facts, job.starts, end).axes
-    if any(v.op in LOOPS for v in views) or any(y.is_float or y.name not in decided for y in beside):
+    if counts or values or any(v.op in LOOPS for v in views):
         return False
     sizes = [size_along(t, axes[t.name]) for v in way for t in v.y if t is not None and t.name in axes]
     return axes.get(end.name) == back(end, 0) and not any(isinstance(size, int) for size in sizes)
@@ -87,9 +90,24 @@ def joined(b: Builder, job: Job, pieces: Sequence[Tensor], like: Tensor) -> Tens
     return b.op("Concat", *alike, axis=0, shape=(several(job), *(like.shape or ())[1:]))
 
 
+def batch_of(job: Job) -> str:
+    """The symbol of the batch that is explained."""
+    size = (job.starts[0].shape or (None,))[0]
+    return size if isinstance(size, str) else job.starts[0].name
+
+
 def several(job: Job) -> str:
     """The symbol of a chunk's batch."""
-    return f"{job.chunk}_{job.starts[0].name}"
+    return f"{job.chunk}_{batch_of(job)}"
+
+
+def size_in(job: Job, size: Dim) -> Dim:
+    """What a size of the model, or its symbol, is in a chunk: what depends on the batch has another symbol there.
+
+    Sizes that agree in any run of the model agree in that of a chunk, too.
+    """
+    others = {d for t in job.p.inputs for d in (t.shape or ())[1:]} - {batch_of(job)}
+    return size if job.chunk == 1 or not isinstance(size, str) or size in others else f"{job.chunk}_{size}"
 
 
 def parted(b: Builder, t: Tensor, chunk: int) -> Sequence[Tensor]:

@@ -22,7 +22,7 @@ from xaicompile.facts import Facts
 from xaicompile.images import channels_last, read_arrays
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, replayed
-from xaicompile.methods.chunks import check_chunks, in_chunks, joined, parted, usual
+from xaicompile.methods.chunks import check_chunks, in_chunks, joined, parted, size_in, usual
 from xaicompile.outputs import Outputs, result_of
 from xaicompile.passes import control
 from xaicompile.ruled import Ruled, ruled
@@ -249,7 +249,7 @@ def over_steps(
         placed = [points(b, given, clean) for given in each]
         at = [joined(b, job, pieces, t) for pieces, t in zip(zip(*placed, strict=True), clean, strict=True)]
         known = {t.name: x for t, x in zip(starts, at, strict=True)}
-        made = replayed(b, views, known)
+        made = replayed(b, views, known, lambda size: size_in(job, size))
         end = known[job.end.tensor.name]
         sub = program(p, b, made, at, end)
         found = explained_in(job, sub, at, end, kind) if kind is not None else []
