@@ -226,18 +226,20 @@ def test_sizes_of_the_hessians_rows_are_known_to_agree(rule: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_what_the_model_says_of_sizes_holds_in_a_step(chunk: int) -> None:
-    """Behind a Reshape by sizes only that says that two tensors agree; another axis is open in both."""
+    """Behind a Reshape by sizes only that says that two tensors agree; an axis is open, and another input has N too."""
     body = (
         "a = Tanh(x) \n d = Shape<start=0,end=2>(x) \n g = Concat<axis=0>(d, five) \n r = Reshape(a, g) \n"
-        "t = Sin(r) \n s = Add(t, r) \n k = Add(s, a) \n m = MatMul(k, w) \n y = ReduceMean<keepdims=0>(m, one)"
+        "t = Sin(r) \n s = Add(t, r) \n k = Add(s, a) \n m = MatMul(k, w) \n y = ReduceMean<keepdims=0>(m, one) \n"
+        "other = Neg(o)"
     )
     weights = {"w": held()["w"], "five": held()["five"], "one": np.array([1])}
-    model = net("(double[N,T,5] x) => (double[N,3] y)", body, **weights)
-    made = compiled(model, chunk=chunk)
+    model = net("(double[N,T,5] x, double[3,N] o) => (double[N,3] y, double[3,N] other)", body, **weights)
+    made = compiled(model, chunk=chunk, explain_output="y")
     step = next(n for n in made.graph.node if n.op_type == "Scan").attribute[0].g
     assert "NonZero" not in {n.op_type for n in step.node}
-    feed = {"x": data(2, 4, 5, dtype=F64)}
-    expected, found = (exact(m, feed)["relevance"] for m in (compiled(model, chunk=6), made))
+    feed = {"x": data(2, 4, 5, dtype=F64), "o": data(3, 2, dtype=F64)}
+    whole = compiled(model, chunk=6, explain_output="y")
+    expected, found = (exact(m, feed)["relevance"] for m in (whole, made))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
 
 

@@ -15,7 +15,7 @@ from xaicompile.samples import back, find, front, shaped
 if TYPE_CHECKING:
     from xaicompile.methods.job import Job
 
-USUAL = 2  # weights are read once for both, and memory stays below 4 times the gradient's for any batch
+USUAL = 2  # weights are read once for both; memory: up to 3.3 times the gradient's as measured, up to 6.4 with 4
 LOOPS = ("If", "Loop", "Scan")
 FILLED = ("ConstantOfShape", "Expand")  # the same values for each sample, however many there are
 
