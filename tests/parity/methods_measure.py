@@ -149,14 +149,15 @@ def measured(name: str, key: str) -> Numbers:
     """A method on a model."""
     method, exact = METHODS[key], peer(name, key)
     own = references.error(peer(name, key, torch.float32), exact)
-    found = [ours(name, method, dtype) for dtype in (torch.float64, torch.float32)]
+    double, single = (emitted(name, method, dtype) for dtype in (torch.float64, torch.float32))
+    found = [relevance(*double, torch.float64), relevance(*single, torch.float32)]
     errors = [references.error(f, exact) for f in found]
     numbers = Numbers(errors[0], errors[1], own)
     if numbers.single <= measure.ZENNIT or method.rule in ("occlusion", "deeplift"):  # which average no gradients
         return numbers
-    single, double = (source(name, dtype) for dtype in (torch.float32, torch.float64))
     at = sample(name)
-    beside, flips = on_side(name, single, double, method.rule, method.parameters(at, COUNT[plain(name)]), at)
+    given = method.parameters(at, COUNT[plain(name)])
+    beside, flips = on_side(*single, source(name, torch.float64), method.rule, given, at)
     return replace(numbers, flips=flips, on_side=references.error(found[1], beside))
 
 
@@ -171,8 +172,8 @@ def peer(name: str, key: str, dtype: torch.dtype = torch.float64) -> np.ndarray:
     return found.detach().double().numpy()
 
 
-def ours(name: str, method: Method, dtype: torch.dtype = torch.float64) -> np.ndarray:
-    """Our map: in float64 replayed in torch, or in float32 in ONNX Runtime. The target is fed when the model runs."""
+def emitted(name: str, method: Method, dtype: torch.dtype) -> tuple[onnx.ModelProto, dict[str, Tensor]]:
+    """Our model, and what it is fed. The target is fed when the model runs."""
     at = sample(name).to(dtype)
     parameters = method.parameters(at, COUNT[plain(name)])
     with tempfile.TemporaryDirectory() as folder:
@@ -180,12 +181,11 @@ def ours(name: str, method: Method, dtype: torch.dtype = torch.float64) -> np.nd
             parameters["background"] = str(Path(folder) / "background.npy")
             np.save(parameters["background"], at.base.numpy())
         made = xaicompile.compile(source(name, dtype), method.rule, parameters=parameters)
-    feed = {"x": at.x, "target": at.target, **({"baseline": at.base} if method.feeds else {})}
-    return relevance(made, feed, dtype)
+    return made, {"x": at.x, "target": at.target, **({"baseline": at.base} if method.feeds else {})}
 
 
 def relevance(made: onnx.ModelProto, feed: Mapping[str, Tensor], dtype: torch.dtype) -> np.ndarray:
-    """What an emitted model gives."""
+    """What an emitted model gives: in float64 replayed in torch, or in float32 in ONNX Runtime."""
     if dtype == torch.float64:
         with torch.no_grad():
             replayed: np.ndarray = replay(made, feed, ["relevance"])["relevance"].numpy()
