@@ -83,8 +83,8 @@ def on_side(
 
 
 def kinked(model: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes with kinks."""
-    return [n for n in model.node if n.op_type in kinks.KINKED]
+    """The nodes with kinks on the way forward; a max-pool that gives indices stands on the way back."""
+    return [n for n in model.node if n.op_type in kinks.KINKED and len(n.output) == 1]
 
 
 def read_at(node: onnx.NodeProto) -> str:
