@@ -79,14 +79,12 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 def _side(node: onnx.NodeProto, values: Mapping[str, Tensor]) -> Tensor:
     """Which side a node is on, from its output (Relu, Clip) or input (MaxPool)."""
+    if node.op_type == "MaxPool":
+        attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        winners: Tensor = OPS["MaxPool"](attributes | {"_outputs": 2}, [values[node.input[0]]])[1]
+        return winners
     y = values[node.output[0]]
-    if node.op_type == "Relu":
-        return y > 0
-    if node.op_type == "Clip":
-        return (y > 0) & (y < 6)
-    attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    winners: Tensor = OPS["MaxPool"](attributes | {"_outputs": 2}, [values[node.input[0]]])[1]
-    return winners
+    return y > 0 if node.op_type == "Relu" else (y > 0) & (y < 6)
 
 
 @lru_cache(maxsize=16)

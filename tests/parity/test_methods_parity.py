@@ -20,8 +20,8 @@ from .methods_peers import DEEP_LIFT, METHODS, RELATIVE, in_float64, zennit_smoo
 
 QUICK = ("captum Occlusion", "zennit Gradient")  # on the real classifier
 
-BEYOND = {  # 3e-2 in float32, the peer's own error as well
-    ("vgg11", "captum NoiseTunnel, vargrad"),  # two kinks flip for both, and squares double what they cost
+BEYOND = {  # 3e-2 in float32, the peer's own error as well, where rounding falls so
+    ("vgg11", "captum NoiseTunnel, vargrad"),  # two kinks flip, and squares double what they cost
     ("vgg11", "captum IntegratedGradients, riemann-left, from zero"),  # at zero rounding decides ties of max-pools
 }
 
@@ -45,10 +45,8 @@ def test_is_the_peer_s(name: str, key: str) -> None:
         pytest.importorskip("efficientnet_lite_pytorch")
     numbers = measured(name, key)
     assert numbers.double <= measure.FLOAT64, numbers
-    if (name, key) in BEYOND:
-        assert numbers.flips and numbers.own > measure.FLIPPED, numbers
-    else:
-        assert numbers.single <= numbers.bound, numbers
+    if numbers.single > numbers.bound:
+        assert (name, key) in BEYOND and numbers.flips and numbers.own > measure.FLIPPED, numbers
     assert numbers.on_side <= measure.ZENNIT, numbers
 
 
