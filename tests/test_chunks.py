@@ -10,6 +10,7 @@ import pytest
 
 from tests.graphs import data, exact, net, run, weight
 from xaicompile.compiler import compile_model
+from xaicompile.errors import RuleError
 
 F64 = np.float64
 IMAGES, TABLE = "(double[N,3,6,6] x) => (double[N,4] y)", "(double[N,5] x) => (double[N,4] y)"
@@ -203,6 +204,21 @@ def test_an_odd_number_of_points_is_done_one_by_one_and_what_is_asked_for_is_don
     odd = compile_model(model, "integrated-gradients", parameters={"steps": 5}).model
     assert at_a_time(odd) == 1
     assert [at_a_time(compiled(model, chunk=k)) for k in (1, 3, 6)] == [1, 3, 6]
+
+
+MEET = {
+    "minus the batch's mean": "ReduceMean 'ReduceMean_1' works along the samples' axis",
+    "normalised by the batch": "BatchNormalization 'BatchNormalization_1' takes its mean over samples",
+    "turned": "axis 0 of 'y' is none of samples",
+    "a fixed batch": "the model's batch is fixed",
+    "another input": "'k' would have to be repeated",
+}
+
+
+@pytest.mark.parametrize("name", MEET)
+def test_what_would_meet_is_not_put_into_one_batch(name: str) -> None:
+    with pytest.raises(RuleError, match=f"^--chunk 3: {MEET[name]}; use --chunk 1$"):
+        compiled(made(name), chunk=3)
 
 
 @pytest.mark.parametrize("rule", ["integrated-gradients", "smoothgrad"])

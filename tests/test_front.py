@@ -13,6 +13,7 @@ from xaicompile.compiler import compile_model
 
 F64 = np.float64
 CONV = "Conv<pads=[1,1,1,1]>"
+TRAINING = "BatchNormalization<training_mode=1>"
 HEAD = "g = ReduceMean<keepdims=0>(e, spatial) \n y = MatMul(g, out)"
 FRONTS = {  # from the photo x to z, by what stands in front of the ReLU; and whether it stays in each step
     "one convolution": (f"z = {CONV}(x, w1, b1)", False),
@@ -21,6 +22,8 @@ FRONTS = {  # from the photo x to z, by what stands in front of the ReLU; and wh
     "padded": (f"p = Pad(x, pads) \n q = Slice(p, from, to) \n z = {CONV}(q, w1)", False),
     "two convolutions": (f"c = {CONV}(x, w1) \n d = Add(c, b) \n z = {CONV}(d, w2)", False),
     "a convolution and its input": (f"c = {CONV}(x, same) \n z = Add(c, x)", False),
+    "normalised": (f"c = {CONV}(x, w1) \n z = BatchNormalization(c, b1, b1, b1, scales)", False),
+    "normalised by the batch": (f"c, m, v = {TRAINING}(x, ones, ones, ones, ones) \n z = {CONV}(c, w1)", True),
     "squares": (f"c = Mul(x, x) \n z = {CONV}(c, w1)", True),
     "largest first": (f"c, i = TopK<axis=1>(x, three) \n z = {CONV}(c, w1)", True),
     "passed by": (f"c = {CONV}(x, same) \n r = Relu(c) \n z = Add(r, x)", True),
@@ -37,13 +40,15 @@ def photo_net(front: str) -> onnx.ModelProto:
         "w2": weight(4, 4, 3, 3, seed=2, dtype=F64),
         "same": weight(3, 3, 3, 3, seed=3, dtype=F64),
         "w3": weight(5, channels, 3, 3, seed=4, dtype=F64),
+        "scales": np.abs(data(4, dtype=F64)) + 0.5,
+        "ones": np.ones(3),
         "b": data(4, 1, 1, dtype=F64),
         "mean": data(3, 1, 1, dtype=F64),
         "std": np.abs(data(3, 1, 1, seed=1, dtype=F64)) + 0.5,
         "out": weight(5, 3, dtype=F64),
         "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
         "from": np.array([0, 0, 1, 1]),
-        "to": np.array([99, 99, 7, 7]),
+        "to": np.array([2**63 - 1, 2**63 - 1, 7, 7]),
         "three": np.array([3]),
         "spatial": np.array([2, 3]),
     }
@@ -56,7 +61,7 @@ def photo_net(front: str) -> onnx.ModelProto:
 def forward_in_a_step(model: onnx.ModelProto) -> list[str]:
     """The convolutions that a step does forward, and what else it takes from the model."""
     (scan,) = (n for n in model.graph.node if n.op_type == "Scan")
-    ops = ("Conv", "Relu", "Sub", "Div", "TopK", "Transpose", "Pad", "Slice")
+    ops = ("Conv", "Relu", "Sub", "Div", "TopK", "Transpose", "Pad", "Slice", "BatchNormalization")
     path = ("/step/Sub", "/step/Mul", "/step/Add")
     nodes = [n for n in scan.attribute[0].g.node if "/step/" in n.name and not n.name.startswith(path)]
     return [n.op_type for n in nodes if n.op_type in ops]
@@ -74,6 +79,7 @@ def test_the_path_behind_the_front_gives_what_a_loop_over_gradients_gives(
     base = {"zero": 0.0, "mean": x.mean(axes, keepdims=True)}.get(str(baseline), baseline)
     target = np.array([1, 2])
     parameters = {"steps": steps, "baseline": baseline}
+    chunk = None if front == "normalised by the batch" else chunk  # where several points would meet
     made = compile_model(model, "integrated-gradients", parameters=parameters, chunk=chunk)
     found = exact(made.model, {name: x, "target": target})
     gradient = compile_model(model, "gradient").model

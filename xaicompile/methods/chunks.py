@@ -10,7 +10,7 @@ from xaicompile.facts import Facts
 from xaicompile.ir import Builder, Tensor, View
 from xaicompile.ir.graph import Dim
 from xaicompile.passes import control
-from xaicompile.samples import back, find, front, shaped
+from xaicompile.samples import Samples, back, find, front, shaped
 
 if TYPE_CHECKING:
     from xaicompile.methods.job import Job
@@ -30,16 +30,21 @@ def apart_in(job: Job, views: Sequence[View]) -> bool:
     p, end, batches = job.p, job.end.tensor, {(t.shape or (None,))[0] for t in job.starts}
     if len(job.starts) > 1 and (len(batches) > 1 or None in batches):
         return False
-    facts, decided = Facts(p, [t.name for t in job.starts]), shaped(p.views)
-    way = control.on_the_way(p, facts, [end])
+    found, decided = samples_of(job), shaped(p.views)
+    way, axes = list(found.views.values()), found.axes
     beside = [v for v in views if all(v is not other for other in way)]
     counts = [y for v in beside if v.op not in FILLED for y in v.y if y is not None and y.is_float]
     values = [y for v in beside for y in v.y if y is not None and y.name not in decided]
-    axes = find(way, facts, job.starts, end).axes
     if counts or values or any(v.op in LOOPS for v in views):
         return False
     sizes = [size_along(t, axes[t.name]) for v in way for t in v.y if t is not None and t.name in axes]
     return axes.get(end.name) == back(end, 0) and not any(isinstance(size, int) for size in sizes)
+
+
+def samples_of(job: Job) -> Samples:
+    """Where samples are on the way from the explained inputs to what is explained, and whether they meet."""
+    facts = Facts(job.p, [t.name for t in job.starts])
+    return find(control.on_the_way(job.p, facts, [job.end.tensor]), facts, job.starts, job.end.tensor)
 
 
 def size_along(t: Tensor, axis: int) -> Dim:
@@ -53,21 +58,21 @@ def refusal(job: Job, views: Sequence[View]) -> str:
     read = [t for v in views for t in (*v.x, *v.captures) if t is not None and t.name not in made]
     other = next((t for t in read if not t.constant and t.value is None), None)
     if not job.seed.batched:
-        return "axis 0 is no batch here, so the steps are done one by one"
+        return "axis 0 is no batch here"
     if any(t.shape is None or isinstance(t.shape[0], int) for t in starts):
-        return "the model's batch is fixed, so the steps are done one by one"
-    return f"'{other.name}' would have to be repeated; the steps are done one by one" if other is not None else ""
+        return "the model's batch is fixed"
+    return f"'{other.name}' would have to be repeated" if other is not None else ""
 
 
 def check_chunks(job: Job, views: Sequence[View]) -> None:
-    """Refuses several points at a time where they can't be put behind each other as a batch.
+    """Refuses several points at a time where they can't be put behind each other as a batch, or would meet there.
 
     Raises:
         RuleError: Says why.
     """
-    why = refusal(job, views)
+    why = refusal(job, views) or samples_of(job).mixed
     if why:
-        raise RuleError(f"--chunk {job.chunk}: {why}")
+        raise RuleError(f"--chunk {job.chunk}: {why}; use --chunk 1")
 
 
 def in_chunks(b: Builder, scanned: Tensor, chunk: int) -> Tensor:

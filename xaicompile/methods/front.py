@@ -88,5 +88,7 @@ def affine(view: View, facts: Facts) -> bool:
         return False
     if view.op in ("Add", "Sub"):
         return True
+    if view.op == "BatchNormalization":
+        return data == [0] and not view.attr("training_mode")
     moves = info(view).layout and view.op not in CHOOSING
     return data == [0] and (view.op in ("Mul", "Div") or moves or info(view).linear is not None)
