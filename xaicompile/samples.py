@@ -43,6 +43,10 @@ class MixedError(Exception):
     """Behind some node samples can't be told apart; the text says why."""
 
 
+class MetError(MixedError):
+    """It is certain that samples do not stay apart: in another batch the result of each is another."""
+
+
 class SteppedError(MixedError):
     """A loop goes along what was taken for the samples' axis: it is time."""
 
@@ -56,12 +60,14 @@ class Samples:
         mixed: Why samples can't be told apart, "" if they are.
         views: The views on the way by name.
         stepped: Whether a loop goes along the axis.
+        met: Whether it is certain that they do not stay apart.
     """
 
     axes: Axes = field(default_factory=dict)
     mixed: str = ""
     views: dict[str, View] = field(default_factory=dict)
     stepped: bool = False
+    met: bool = False
 
     def axis(self, node: str, amount: Tensor) -> int:
         """The samples' axis in what a node absorbs, which is shaped like an output or input of it; 0 if unknown."""
@@ -100,9 +106,10 @@ def find(views: Sequence[View], facts: Facts, starts: Iterable[Tensor], end: Ten
             found.axes[start.name] = back(start, axis)
         follow(found.axes, views, facts, known)
         if not axis and end.name in found.axes and front(end, found.axes[end.name]):
-            raise MixedError(f"axis 0 of '{end.name}' is none of samples")
+            raise MetError(f"axis 0 of '{end.name}' is none of samples")
     except MixedError as error:
         found.mixed, found.stepped = str(error), isinstance(error, SteppedError)
+        found.met = isinstance(error, MetError)
     return found
 
 
@@ -176,7 +183,7 @@ def moved(view: View, axis: int, known: Known) -> int:
     at = front(x, axis)
     if view.op in FIRST:
         if view.op == "BatchNormalization" and view.attr("training_mode"):
-            raise MixedError(f"{view} takes its mean over samples")
+            raise MetError(f"{view} takes its mean over samples")
         if at:
             raise MixedError(f"{view} takes another axis for that of the samples")
         return back(y, 0)
@@ -193,7 +200,7 @@ def moved(view: View, axis: int, known: Known) -> int:
     if view.op == "Unsqueeze":
         return back(y, [i for i in range(front(y, 0)) if i not in worked][at])
     if at in worked:
-        raise MixedError(f"{view} works along the samples' axis")
+        raise MetError(f"{view} works along the samples' axis")
     if view.op == "GatherND":
         return back(y, at)
     if view.op == "Gather":
@@ -268,9 +275,9 @@ def product(view: View, given: Given) -> int:
             if i in given and view.attr(key):
                 places[i] = -3 - given[i]
     if places.get(0) == -1 or places.get(1) == (-1 if right.rank == 1 else -2):
-        raise MixedError(f"{view} sums over samples")
+        raise MetError(f"{view} sums over samples")
     if 0 in places and 1 in places and max(places[0], places[1]) >= -2:
-        raise MixedError(f"{view} multiplies samples with each other")
+        raise MetError(f"{view} multiplies samples with each other")
     if 0 in places and right.rank == 1:
         places[0] += 1
     if 1 in places and left.rank == 1 and places[1] < -2:
@@ -285,7 +292,7 @@ def einsum(view: View, given: Given) -> int:
         raise MixedError(f"what {view} does with samples is not known")
     letters = {terms[i][axis] for i, axis in given.items()}
     if len(letters) > 1 or not letters <= set(result):
-        raise MixedError(f"{view} sums over samples or multiplies them with each other")
+        raise MetError(f"{view} sums over samples or multiplies them with each other")
     return result.index(letters.pop()) - len(result)
 
 

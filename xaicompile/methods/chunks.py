@@ -67,12 +67,17 @@ def refusal(job: Job, views: Sequence[View]) -> str:
 def check_chunks(job: Job, views: Sequence[View]) -> None:
     """Refuses several points at a time where they can't be put behind each other as a batch, or would meet there.
 
+    Where it is only not proven that they stay apart, as in the attention of some exporters, there is a note.
+
     Raises:
         RuleError: Says why.
     """
-    why = refusal(job, views) or samples_of(job).mixed
+    samples = samples_of(job)
+    why = refusal(job, views) or (samples.mixed if samples.met else "")
     if why:
         raise RuleError(f"--chunk {job.chunk}: {why}; use --chunk 1")
+    if samples.mixed:
+        job.notes.append(f"--chunk {job.chunk} holds if samples stay apart, which is not proven: {samples.mixed}")
 
 
 def in_chunks(b: Builder, scanned: Tensor, chunk: int) -> Tensor:
