@@ -221,17 +221,29 @@ def test_what_would_meet_is_not_put_into_one_batch(name: str) -> None:
         compiled(made(name), chunk=3)
 
 
-def test_what_may_meet_is_put_into_one_batch_with_a_note() -> None:
-    """Tokens of all samples in one axis, behind each other, as torch exports the end of an attention."""
-    body = (
+MAY_MEET = {
+    "tokens of all samples behind each other, as torch exports the end of an attention": (
         "q = Tanh(x) \n t = Transpose<perm=[1,0,2]>(q) \n r = Reshape(t, rows) \n z = Gemm(r, w) \n s = Tanh(z) \n"
-        "u = Reshape(s, tokens) \n y = ReduceMean<keepdims=0>(u, zero)"
-    )
-    held = {"rows": np.array([-1, 5]), "tokens": np.array([4, -1, 3]), "w": weight(5, 3, dtype=F64), "zero": [0]}
-    model = net("(double[N,4,5] x) => (double[N,3] y)", body, **{k: np.asarray(v) for k, v in held.items()})
+        "u = Reshape(s, tokens) \n y = ReduceMean<keepdims=0>(u, zero)",
+        "Reshape 'Reshape_2' does not keep the samples' axis apart",
+    ),
+    "each image and its mirror image, behind each other": (
+        "m = Gather<axis=1>(x, mirrored) \n c = Concat<axis=0>(x, m) \n z = MatMul(c, w) \n h = Tanh(z) \n"
+        "s, t = Split<axis=0, num_outputs=2>(h) \n a = Add(s, t) \n y = ReduceMean<keepdims=0>(a, one)",
+        "Concat 'Concat_1' works along the samples' axis",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAY_MEET)
+def test_what_may_meet_is_put_into_one_batch_with_a_note(name: str) -> None:
+    body, why = MAY_MEET[name]
+    indices = {"rows": [-1, 5], "tokens": [4, -1, 3], "zero": [0], "one": [1], "mirrored": [3, 2, 1, 0]}
+    words = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
+    held = {"w": weight(5, 3, dtype=F64), **{k: np.array(v) for k, v in indices.items() if k in words}}
+    model = net("(double[N,4,5] x) => (double[N,3] y)", body, **held)
     both = [compile_model(model, "integrated-gradients", parameters={"steps": 6}, chunk=k) for k in (1, 3)]
     (note,) = set(both[1].notes) - set(both[0].notes)
-    why = "Reshape 'Reshape_2' does not keep the samples' axis apart"
     assert note == f"--chunk 3 holds if samples stay apart, which is not proven: {why}"
     one, several = (exact(c.model, {"x": data(2, 4, 5, dtype=F64)})["relevance"] for c in both)
     np.testing.assert_allclose(several, one, rtol=0, atol=1e-13 * np.abs(one).max())

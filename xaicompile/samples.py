@@ -200,7 +200,8 @@ def moved(view: View, axis: int, known: Known) -> int:
     if view.op == "Unsqueeze":
         return back(y, [i for i in range(front(y, 0)) if i not in worked][at])
     if at in worked:
-        raise MetError(f"{view} works along the samples' axis")
+        put_back = registry.info(view).layout  # what it moved may be where it was behind another op
+        raise (MixedError if put_back else MetError)(f"{view} works along the samples' axis")
     if view.op == "GatherND":
         return back(y, at)
     if view.op == "Gather":

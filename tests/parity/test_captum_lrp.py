@@ -30,7 +30,8 @@ def cases(rules: Iterable[str]) -> list[Any]:
 def test_equals_captum(case: Case) -> None:
     """Element by element captum's map, in float64 and, in ONNX Runtime, in float32."""
     exact = captum_lrp.captum(case)
-    assert np.abs(exact.sum((1, 2, 3))).min() > 0.1  # no dead map; one of 224 x 224 may have no value above 1e-4
+    assert np.abs(exact).max() > 1e-3 or case.model not in SMALL  # spread over 224 x 224 there may be none above 1e-4
+    assert np.abs(exact.sum((1, 2, 3))).min() > 0.1
     assert references.error(measure.captum_case(case), exact) <= measure.CAPTUM
     assert references.error(measure.captum_case(case, torch.float32), exact) <= measure.captum_bound(case)
 

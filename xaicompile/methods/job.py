@@ -239,6 +239,7 @@ def over_steps(
     chunk = job.chunk
     if chunk > 1:
         scanned = [in_chunks(p.builder, t, chunk) for t in scanned]
+    if chunk > 1 and not job.free:
         check_chunks(job, views)
     b = StepBuilder(p.builder)
     with b.scope("step"):
