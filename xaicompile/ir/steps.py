@@ -73,6 +73,17 @@ class StepBuilder(BodyBuilder):
             return t.var.values if isinstance(t, Tensor) and isinstance(t.var, gs.Constant) else t
         return self._origins[t.name]()
 
+    def unplanned(self, t: Tensor) -> Tensor:
+        """t as it is: times a one that the body takes out of a sequence.
+
+        ONNX Runtime lays out a body's memory anew behind its first step, in one block beside all that this step used,
+        unless the body reads something that is no tensor. With a sequence it goes on with what it has: as little as
+        half of the memory, and no slower.
+        """
+        held = self.parent.op("SequenceConstruct", self.parent.const(np.ones((), t.dtype)))
+        one = self._emit("SequenceAt", 1, [self.adopt(held), self.const(np.asarray(0, np.int64))], (), {})[0]
+        return t * Tensor(one.var, self, t.dtype, ())
+
     def graph(self, name: str, inputs: Sequence[Tensor], ends: Sequence[Tensor]) -> onnx.GraphProto:
         """The body, with its constants as initializers.
 
