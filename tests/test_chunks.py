@@ -1,4 +1,4 @@
-"""How many points one pass evaluates: two where samples are proven to stay apart, else one; the result is the same."""
+"""How many points one pass evaluates: 4 or 2 where samples are proven to stay apart, else 1; the result is the same."""
 
 from __future__ import annotations
 
@@ -197,6 +197,23 @@ def test_two_explained_inputs_are_joined_if_they_have_one_batch(batch: str, rows
     found, expected = exact(made, feed), exact(one_by_one, feed)
     for name in ("relevance_x", "relevance_k"):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("steps", "count"), [(32, 4), (4, 4), (6, 2), (50, 2), (25, 1), (1, 1)])
+def test_as_many_points_at_a_time_as_divide_the_steps(steps: int, count: int) -> None:
+    made_of = compile_model(made("a table"), "integrated-gradients", parameters={"steps": steps}).model
+    assert at_a_time(made_of) == count
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("rule", ["integrated-gradients", "smoothgrad"])
+def test_a_step_reads_something_that_is_no_tensor(rule: str, chunk: int) -> None:
+    """So ONNX Runtime does not lay out the body's memory anew, in one block beside that of the first step."""
+    model = compiled(made("a table"), rule, chunk=chunk)
+    step = next(n for n in model.graph.node if n.op_type == "Scan").attribute[0].g
+    (read,) = (n for n in step.node if n.op_type == "SequenceLength")
+    (maker,) = (n for n in model.graph.node if read.input[0] in n.output)
+    assert maker.op_type == "SequenceConstruct"
 
 
 def test_an_odd_number_of_points_is_done_one_by_one_and_what_is_asked_for_is_done() -> None:

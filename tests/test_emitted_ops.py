@@ -14,6 +14,7 @@ from tests.cases import Case
 from tests.cases.build import build, explained_inputs
 from tests.cases.table import CASES
 from tests.finite_nets import NETS
+from tests.graphs import data, net, run, weight
 from tests.test_conservation_table import rule_sets
 from tests.test_ledger import BOOKED, BOX, SETS, mixed
 from xaicompile import registry
@@ -28,7 +29,8 @@ CUDA = """
     InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop MatMul Max
     MaxPool Min Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
-    ReverseSequence Round Scan ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus
+    ReverseSequence Round Scan ScatterElements ScatterND Selu SequenceConstruct SequenceLength Shape Sigmoid Sign Sin
+    Size Slice Softmax Softplus
     Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Where Xor
 """
 # Without one: each costs a copy to the CPU and back. Mean is Sum / n.
@@ -115,7 +117,9 @@ def test_every_emitted_operator_has_a_cuda_kernel(emitted: dict[str, str]) -> No
 
 
 def test_every_emitted_operator_can_itself_be_explained(emitted: dict[str, str]) -> None:
-    rows = {op: registry.find(op) for op in emitted}
+    """Sequences are read as the standard ops that they stand for, if their members are known when compiling."""
+    assert "SequenceConstruct" in emitted  # of one constant: test_an_emitted_loop_can_be_compiled_again
+    rows = {op: registry.find(op) for op in emitted if op != "SequenceConstruct"}
     missing = {op: emitted[op] for op, row in rows.items() if row is None or row.vjp is None}
     assert not missing
 
@@ -131,6 +135,23 @@ def test_an_emitted_gradient_can_be_compiled_again(case: Case) -> None:
         with pytest.raises(onnx.shape_inference.InferenceError):
             onnx.checker.check_model(model, full_check=True)
     onnx.checker.check_model(again, full_check=case.id not in MISREAD)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("rule", ["integrated-gradients", "smoothgrad"])
+def test_an_emitted_loop_can_be_compiled_again(rule: str, chunk: int) -> None:
+    """The gradient of its relevance is the central difference, along one direction."""
+    w, v = weight(5, 3, dtype=np.float64), weight(3, 4, seed=2, dtype=np.float64)
+    model = net("(double[N,5] x) => (double[N,4] y)", "z = MatMul(x, w) \n h = Tanh(z) \n y = MatMul(h, v)", w=w, v=v)
+    parameters = {"steps": 4} if rule == "integrated-gradients" else {"samples": 4, "noise": "absolute"}
+    once = xaicompile.compile(model, rule, parameters=parameters, chunk=chunk)
+    again = xaicompile.compile(once, "gradient", explain_output="relevance", explain_reduce="sum")
+    onnx.checker.check_model(again, full_check=True)
+    x, way, target, e = data(2, 5, dtype=np.float64), data(2, 5, seed=1, dtype=np.float64), np.array([1, 3]), 1e-5
+    (name,) = {t.name for t in again.graph.output} - {t.name for t in once.graph.output}
+    slope = run(again, {"x": x, "target": target})[name]
+    high, low = (run(once, {"x": x + s * way, "target": target})["relevance"].sum(1) for s in (e, -e))
+    np.testing.assert_allclose((slope * way).sum(1), (high - low) / (2 * e), rtol=0, atol=1e-8 * np.abs(slope).max())
 
 
 @pytest.mark.parametrize("name", ["mixed", "attention, -inf"])

@@ -74,15 +74,14 @@ class StepBuilder(BodyBuilder):
         return self._origins[t.name]()
 
     def unplanned(self, t: Tensor) -> Tensor:
-        """t as it is: times a one that the body takes out of a sequence.
+        """t as it is: times the length, 1, of a sequence that stands outside.
 
         ONNX Runtime lays out a body's memory anew behind its first step, in one block beside all that this step used,
         unless the body reads something that is no tensor. With a sequence it goes on with what it has: as little as
         half of the memory, and no slower.
         """
-        held = self.parent.op("SequenceConstruct", self.parent.const(np.ones((), t.dtype)))
-        one = self._emit("SequenceAt", 1, [self.adopt(held), self.const(np.asarray(0, np.int64))], (), {})[0]
-        return t * Tensor(one.var, self, t.dtype, ())
+        held = self.parent.op("SequenceConstruct", self.parent.const(np.zeros((), np.float32)))
+        return t * self.CastLike(self._emit("SequenceLength", 1, [self.adopt(held)], (), {})[0], t)
 
     def graph(self, name: str, inputs: Sequence[Tensor], ends: Sequence[Tensor]) -> onnx.GraphProto:
         """The body, with its constants as initializers.

@@ -15,7 +15,7 @@ from xaicompile.samples import Samples, back, find, front, shaped
 if TYPE_CHECKING:
     from xaicompile.methods.job import Job
 
-USUAL = (4, 2)  # weights are read once for all; memory: up to 3.4 times the gradient's as measured
+USUAL = (4, 2)  # weights are read once for all; memory: up to 3.5 times the gradient's as measured
 LOOPS = ("If", "Loop", "Scan")
 FILLED = ("ConstantOfShape", "Expand")  # the same values for each sample, however many there are
 

@@ -14,7 +14,7 @@ from xaicompile.explained import Given
 from xaicompile.facts import Facts
 from xaicompile.ir import Tensor, View
 from xaicompile.ir.steps import replayed
-from xaicompile.methods.job import Job, between, gradient_alone
+from xaicompile.methods.job import Job, between
 from xaicompile.methods.structure import bottlenecks
 from xaicompile.registry import info
 from xaicompile.ruled import Ruled, ruled
@@ -64,7 +64,8 @@ def behind(job: Job) -> Tensor | None:
     None if no weight is on the way, if rules say more than the gradient, or if several points are to be put behind each
     other along axis 0 and that is no longer the same.
     """
-    if not gradient_alone(job) or len(job.starts) > 1:
+    plain = all(entry.rule == "gradient" for entry in job.rules.entries)
+    if not plain or len(job.starts) > 1:
         return None
     p, start, end = job.p, job.starts[0], job.end.tensor
     facts, views = Facts(p, [start.name]), between(p, [start], end)

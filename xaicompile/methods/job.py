@@ -23,7 +23,6 @@ from xaicompile.images import channels_last, read_arrays
 from xaicompile.ir import Builder, Program, Tensor, View
 from xaicompile.ir.steps import StepBuilder, replayed
 from xaicompile.methods.chunks import check_chunks, in_chunks, joined, parted, size_in, usual
-from xaicompile.methods.order import pooled_first, sums_in_place
 from xaicompile.outputs import Outputs, result_of
 from xaicompile.passes import control
 from xaicompile.ruled import Ruled, ruled
@@ -251,8 +250,6 @@ def over_steps(
         placed = [points(b, given, clean) for given in each]
         at = [joined(b, job, pieces, t) for pieces, t in zip(zip(*placed, strict=True), clean, strict=True)]
         known = {t.name: x for t, x in zip(starts, at, strict=True)}
-        if kind == "cotangent" and gradient_alone(job):
-            views = pooled_first(views, job.end.tensor)
         made = replayed(b, views, known, lambda size: size_in(job, size))
         end = known[job.end.tensor.name]
         sub = program(p, b, made, at, end)
@@ -263,7 +260,6 @@ def over_steps(
             step = Step(each[k], clean, placed[k], pieces[0][k], [r[k] for r in pieces[1:]], now)
             now = [s + part for s, part in zip(now, summed(b, step), strict=True)]
         ends = b.ends(now)
-    sums_in_place(b)
     body = b.graph("steps", [*before, *args], ends)
     types = [(t.dtype, t.shape) for t in sums]
     return p.builder.typed("Scan", [*sums, *scanned], types, body=body, num_scan_inputs=len(scanned))
@@ -311,11 +307,6 @@ def explained_in(
     wanted = inner or at
     flows = backward(sub, facts, {end.name: cotangent}, [t.name for t in wanted], job.ruled.pick, taps, ledger)
     return [result_of(sub, kind, t, flows[t.name]) for t in wanted]
-
-
-def gradient_alone(job: Job) -> bool:
-    """True if no rule says more than the gradient."""
-    return all(entry.rule == "gradient" for entry in job.rules.entries)
 
 
 def between(p: Program, starts: Sequence[Tensor], end: Tensor) -> list[View]:
