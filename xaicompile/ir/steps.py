@@ -80,7 +80,7 @@ class StepBuilder(BodyBuilder):
         unless the body reads something that is no tensor. With a sequence it goes on with what it has: as little as
         half of the memory, and no slower.
         """
-        held = self.parent.op("SequenceConstruct", self.parent.const(np.zeros((), np.float32)))
+        held = self.parent.op("SequenceConstruct", self.parent.const(np.zeros((), np.int64)))
         return t * self.CastLike(self._emit("SequenceLength", 1, [self.adopt(held)], (), {})[0], t)
 
     def graph(self, name: str, inputs: Sequence[Tensor], ends: Sequence[Tensor]) -> onnx.GraphProto:
