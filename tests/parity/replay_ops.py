@@ -109,6 +109,8 @@ OPS["CastLike"] = lambda a, x: x[0].to(x[1].dtype)
 OPS["Cast"] = lambda a, x: x[0].to(_DTYPES[a["to"]])
 OPS["GlobalAveragePool"] = lambda a, x: x[0].mean(tuple(range(2, x[0].dim())), keepdim=True)
 OPS["GlobalMaxPool"] = lambda a, x: x[0].amax(tuple(range(2, x[0].dim())), keepdim=True)
+OPS["SequenceConstruct"] = lambda a, x: torch.stack(list(x))  # of members of one shape
+OPS["SequenceLength"] = lambda a, x: torch.tensor(len(x[0]))
 OPS["ConstantOfShape"] = lambda a, x: (to_tensor(a["value"]) if "value" in a else torch.zeros(1).double()).expand(
     x[0].tolist()
 )
