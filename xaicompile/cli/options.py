@@ -103,7 +103,7 @@ rule_options = stack(
     click.option("--normalise", "--normalize", is_flag=True, help="Divide by the explained value."),
     click.option("--smooth", type=click.IntRange(1), metavar="N", help="Average the rule over N noisy inputs."),
     click.option("--sigma", type=float, metavar="S", help="Noise of --smooth, in units of each input's range (0.1)."),
-    click.option("--chunk", type=click.IntRange(1), metavar="K", help="Steps of a method in one pass (4, 2 or 1)."),
+    click.option("--chunk", type=click.IntRange(1), metavar="K", help="Steps of a method done in one pass (2, or 1)."),
     click.option(
         "--evaluate",
         type=click.Choice(["pixel-flipping"]),

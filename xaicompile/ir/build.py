@@ -142,7 +142,7 @@ class Builder:
         """dtype and shape of a node's outputs by the schema's own inference, worked out once for equal signatures."""
         schema = schema_of(op, "", self.opset)
         assert schema is not None, f"{op} is not an op of opset {self.opset}"
-        if op == "SequenceLength":
+        if op == "SequenceLength":  # whatever the members are: a sequence has no dtype of its own
             return [(np.dtype(np.int64), ())]
         if any(t is not None and t.dtype is None for t in x):
             return [(None, None)] * outputs
